@@ -1,0 +1,52 @@
+# Two commands do it all on a fresh machine: `make demo` and `make test`.
+# They need Python 3.11 or newer and make; everything else they install into .venv.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.installed
+
+.PHONY: demo test test-sqlite test-postgresql check format pin clean
+
+demo: $(READY)
+	@$(BIN)/python -m config.demo $(if $(ONCE),--once)
+
+test: test-sqlite test-postgresql
+
+test-sqlite: $(READY)
+	env -u DATABASE_URL $(BIN)/pytest -n auto $(ARGS)
+
+# DATABASE_URL points the suite at a PostgreSQL server of yours; otherwise a throw-away one is started.
+test-postgresql: $(READY)
+	$(BIN)/python -m tests.postgresql $(BIN)/pytest -n auto $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy config campaigns delivery bounces
+	$(BIN)/lint-imports
+	$(BIN)/python manage.py check
+	$(BIN)/python manage.py makemigrations --check --dry-run
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Pennypost needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the pinned packages into $(VENV) ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+# After a change of pyproject.toml: the newest versions that it allows become the pinned ones.
+pin:
+	rm -rf $(VENV) && $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	( echo "# The exact versions that this release was tested with. Written by: make pin"; \
+	  $(BIN)/pip freeze --exclude-editable ) > constraints.txt
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) var .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,1 @@
+"""System checks of the BOUNCES settings: bounces.E001 and on."""

@@ -1,0 +1,1 @@
+"""System checks of the CAMPAIGNS settings: campaigns.E001 and on."""

@@ -1,0 +1,28 @@
+"""What a provider gets: an envelope and the exact bytes of a letter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """RFC 5321 section 2.3.1: the reverse path and the one forward path. Never shown to readers."""
+
+    mail_from: str
+    rcpt_to: str
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingMessage:
+    """One letter to one reader.
+
+    ``content`` is the whole RFC 5322 message: CRLF line ends only, ends with CRLF, no line over
+    998 octets, 7-bit, not dot-stuffed. ``message_id`` is the value of its Message-ID field with
+    the angle brackets. ``reference`` names the letter in logs and on the caller's side.
+    """
+
+    reference: int
+    envelope: Envelope
+    content: bytes
+    message_id: str

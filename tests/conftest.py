@@ -1,0 +1,13 @@
+"""Fixtures that every test may use. Clock, dice and provider are passed in; parts are real."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+
+@pytest.fixture
+def now() -> datetime:
+    """A fixed moment: a Saturday morning."""
+    return datetime(2026, 11, 21, 10, 0, tzinfo=UTC)
