@@ -1,0 +1,148 @@
+"""The whole story of one letter, told from what was written down. Reading only.
+
+Delivery knows what it did itself: queued, handed over, what was answered. What came back later
+is known downstream, so downstream is asked by a signal and never imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.dispatch import Signal
+from django.utils.translation import gettext as _
+
+from delivery.models import Attempt, Delivery
+from delivery.states import DeliveryStatus
+
+# Sent while a story is told. Argument: delivery. Receivers return list[StoryLine], [] for nothing.
+story_asked = Signal()
+
+
+@dataclass(frozen=True, slots=True)
+class StoryLine:
+    """One thing that happened. ``detail`` may be verbatim text from outside: escape it.
+
+    ``tone`` is one of neutral, info, good, warning, bad: how the page colours it.
+    """
+
+    at: datetime
+    title: str
+    detail: str = ""
+    tone: str = "neutral"
+
+
+def story_of(delivery: Delivery) -> list[StoryLine]:
+    """Every line of a letter's story, the oldest first; what is still to come stands last."""
+    lines = [*_beginning(delivery), *_attempts(delivery), *_ending(delivery)]
+    for _receiver, answer in story_asked.send(Delivery, delivery=delivery):
+        lines.extend(answer)
+    # Stable: lines of one moment stay in the order in which they were told.
+    return sorted(lines, key=lambda line: line.at)
+
+
+def _beginning(delivery: Delivery) -> Iterator[StoryLine]:
+    if delivery.is_test:
+        how = _("A test letter, asked for by a person.")
+    elif delivery.mailing_list is not None:
+        how = _("The reader was chosen through the list %(list)s.") % {
+            "list": delivery.mailing_list.name
+        }
+    else:
+        how = ""
+    yield StoryLine(delivery.queued_at, _("Queued"), how)
+
+
+def _attempts(delivery: Delivery) -> Iterator[StoryLine]:
+    for attempt in delivery.attempt_log.all():
+        yield StoryLine(attempt.at, _verdict(attempt), _as_answered(attempt), _tone(attempt))
+    # The hand-overs before this one are told by their attempts.
+    if delivery.handed_over_at is not None:
+        yield StoryLine(
+            delivery.handed_over_at,
+            _("Handed over to the provider %(provider)s") % {"provider": delivery.provider},
+            tone="info",
+        )
+
+
+def _verdict(attempt: Attempt) -> str:
+    """What an attempt came to, and whose trouble it was, in words."""
+    match attempt.outcome.lower():
+        case "deferred":
+            return _("Refused for now by the reader's side: it uses an attempt")
+        case "rejected":
+            return _("Refused for good by the reader's side")
+        case "unavailable":
+            return _("The provider's own trouble, not the reader's: it uses no attempt")
+        case "unconfirmed":
+            return _("No answer after the letter had left: it may or may not have been taken")
+        case other:
+            return _("Attempt: %(outcome)s") % {"outcome": other}
+
+
+def _tone(attempt: Attempt) -> str:
+    return {"rejected": "bad", "deferred": "warning", "unconfirmed": "warning"}.get(
+        attempt.outcome.lower(), "neutral"
+    )
+
+
+def _as_answered(attempt: Attempt) -> str:
+    """The reply verbatim, then where in the dialogue it came and which rule read it."""
+    reply = f"{attempt.code} {attempt.reply}" if attempt.code is not None else attempt.reply
+    where = _("provider %(provider)s, phase %(phase)s") % {
+        "provider": attempt.provider,
+        "phase": attempt.phase,
+    }
+    if attempt.rule:
+        where += ", " + _("rule %(rule)s") % {"rule": attempt.rule}
+    led_to = _("led to: %(status)s") % {"status": attempt.get_status_display()}
+    return f"{reply}\n({where}; {led_to})"
+
+
+def unconfirmed_in_words() -> str:
+    """What an operator reads beside every letter in doubt."""
+    return _(
+        "The connection broke after the letter had been handed over. It may or may not have "
+        "arrived; sending it again may give the reader two copies."
+    )
+
+
+def _ending(delivery: Delivery) -> Iterator[StoryLine]:
+    """Where it stands, unless its last attempt has said so already."""
+    status, settled = delivery.status, delivery.settled_at
+    if status == DeliveryStatus.DEFERRED:
+        yield StoryLine(delivery.due_at, _("Due for the next attempt"), tone="info")
+    if settled is None:
+        return
+    match status:
+        case DeliveryStatus.SENT | DeliveryStatus.BOUNCED:
+            reply = (
+                f"{delivery.code} {delivery.reply}" if delivery.code is not None else delivery.reply
+            )
+            yield StoryLine(
+                settled,
+                _("Accepted by the provider's server: sent, not yet proof of delivery"),
+                reply,
+                "good",
+            )
+        case DeliveryStatus.UNCONFIRMED:
+            yield StoryLine(settled, _("In doubt"), unconfirmed_in_words(), "warning")
+        case DeliveryStatus.EXPIRED:
+            yield StoryLine(
+                settled,
+                _("Given up"),
+                _("Every attempt of the retry schedule was refused."),
+                "bad",
+            )
+        case DeliveryStatus.SUPPRESSED:
+            yield StoryLine(
+                settled,
+                _("Suppressed before it was sent"),
+                _("When its turn came, the reader had unsubscribed or the address was suppressed."),
+                "warning",
+            )
+        case DeliveryStatus.CANCELLED:
+            yield StoryLine(
+                settled, _("Cancelled with its campaign, before it was sent"), tone="warning"
+            )
