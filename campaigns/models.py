@@ -125,8 +125,19 @@ class Subscription(models.Model):
     def __str__(self) -> str:
         return f"{self.subscriber_id} on {self.mailing_list_id}: {self.status}"
 
-    def move(self, status: str, *, source: str, note: str = "", by: Any = None) -> bool:
-        """Changes the state and writes the history; False when it already was so."""
+    def move(
+        self,
+        status: str,
+        *,
+        source: str,
+        note: str = "",
+        by: Any = None,
+        campaign_id: int | None = None,
+    ) -> bool:
+        """Changes the state and writes the history; False when it already was so.
+
+        ``campaign_id``: the campaign whose letter led to it, such as through its unsubscribe link.
+        """
         with transaction.atomic():
             moved = (
                 Subscription.objects.filter(pk=self.pk, status=self.status)
@@ -142,6 +153,7 @@ class Subscription(models.Model):
                 source=source,
                 note=note,
                 by=by,
+                campaign_id=campaign_id,
             )
         self.status = status
         return True
@@ -157,6 +169,15 @@ class SubscriptionEvent(models.Model):
     to_status = models.CharField(_("to"), max_length=12, choices=SubscriptionStatus.choices)
     source = models.CharField(_("source"), max_length=200)
     note = models.CharField(_("note"), max_length=500, blank=True)
+    # The campaign whose letter led to it; None for everything that no letter led to.
+    campaign = models.ForeignKey(
+        "Campaign",
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        db_index=False,
+        related_name="subscription_events",
+    )
     at = models.DateTimeField(_("when"), auto_now_add=True)
     by = models.ForeignKey(
         settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
@@ -165,6 +186,14 @@ class SubscriptionEvent(models.Model):
     class Meta:
         verbose_name = _("subscription event")
         ordering = ["id"]
+        indexes = [
+            # "How many did this campaign lose?"; most events come from imports and have none.
+            models.Index(
+                fields=["campaign"],
+                condition=Q(campaign__isnull=False),
+                name="subscription_event_campaign",
+            ),
+        ]
 
     def __str__(self) -> str:
         return f"{self.from_status or 'new'} -> {self.to_status}"
