@@ -1,1 +1,89 @@
-"""x"""
+"""What delivery does when campaigns announces something, and its entries in the schedule."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from django.db.models.signals import post_migrate
+from django.dispatch import receiver
+from django.utils import timezone
+from django.utils.formats import date_format
+from django.utils.translation import gettext as _
+
+from campaigns.addresses import address_key
+from campaigns.models import Campaign, Edition, Subscriber
+from campaigns.signals import campaign_moved, test_requested, waiting_asked
+from delivery import limits, queue
+from delivery.conf import delivery_settings
+from delivery.tasks import wake_coordinator, wake_workers
+
+
+@receiver(campaign_moved)
+def wake(sender: Any, campaign: Campaign, **kwargs: Any) -> None:
+    """A campaign was scheduled, resumed or cancelled: not in a minute, but now."""
+    wake_coordinator()
+
+
+@receiver(test_requested)
+def queue_test_letters(
+    sender: Any,
+    campaign: Campaign,
+    edition: Edition,
+    addresses: list[str],
+    reader: Subscriber | None,
+    **kwargs: Any,
+) -> int:
+    """Test letters are deliveries like all others, and go before them."""
+    queued = queue.queue_tests(
+        campaign,
+        edition.pk,
+        [(address, address_key(address)) for address in addresses],
+        reader.pk if reader else None,
+        timezone.now(),
+    )
+    wake_workers(campaign.provider)
+    return queued
+
+
+@receiver(waiting_asked)
+def why_it_waits(sender: Any, campaign: Campaign, **kwargs: Any) -> str | None:
+    """What a sending campaign is waiting for, in a sentence; None when nothing holds it up."""
+    now = timezone.now()
+    if campaign.provider not in delivery_settings().providers:
+        return _("The settings name no provider “%(alias)s”.") % {"alias": campaign.provider}
+    state = limits.state_of(campaign.provider)
+    if state.stopped:
+        return _("The provider is stopped until a person opens it again: %(because)s") % {
+            "because": state.because
+        }
+    closed_until = limits.closed_until(state, now)
+    if closed_until is not None:
+        return _("The provider is paused until %(until)s: %(because)s") % {
+            "until": date_format(timezone.localtime(closed_until), "H:i:s"),
+            "because": state.because,
+        }
+    due = queue.next_due([campaign.pk], campaign.provider)
+    if due is not None and due > now + timedelta(seconds=10):
+        return _("All letters that are left were deferred; the next is due at %(when)s.") % {
+            "when": date_format(timezone.localtime(due), "H:i")
+        }
+    return None
+
+
+@receiver(post_migrate)
+def make_schedules(sender: Any, **kwargs: Any) -> None:
+    """The coordinator's place in django-q2's schedule; made once, whatever was changed since."""
+    if sender.name != "delivery":
+        return
+    from django_q.models import Schedule
+
+    Schedule.objects.get_or_create(
+        name="Coordinate campaigns",
+        defaults={
+            "func": "delivery.tasks.coordinate",
+            "schedule_type": Schedule.MINUTES,
+            "minutes": 1,
+            "repeats": -1,
+        },
+    )

@@ -1,0 +1,1 @@
+"""Providers: bytes in, an Outcome out. None of them sees a model."""

@@ -1,0 +1,276 @@
+"""The DELIVERY settings: typed, read once; every mistake in them is a Problem with an id.
+
+One reader serves both sides: ``delivery_settings()`` uses what it understood, and
+delivery/checks.py reports what it did not. So a check can never disagree with the engine.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any
+
+from django.conf import settings
+from django.core.signals import setting_changed
+from django.utils.module_loading import import_string
+
+from delivery.providers.base import Provider
+from delivery.rates import Limit, LimitKind, parse_rate
+
+DEFAULT_RETRY_AFTER = tuple(timedelta(minutes=minutes) for minutes in (5, 15, 30, 60, 120, 240))
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A mistake in the settings: number of the check, what is wrong, what to do."""
+
+    number: int
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderSettings:
+    """One entry of PROVIDERS. ``options`` are the constructor's keywords and may hold secrets."""
+
+    alias: str
+    backend: str
+    options: Mapping[str, Any] = field(repr=False)
+    limits: tuple[Limit, ...] = ()
+
+    def make(self) -> Provider:
+        """A new provider, not yet opened."""
+        provider: Provider = import_string(self.backend)(**self.options)
+        return provider
+
+
+@dataclass(frozen=True, slots=True)
+class DeliverySettings:
+    """How letters are sent; the defaults are those of docs/settings.md."""
+
+    workers: int = 5
+    cycle_batch_size: int = 10
+    send_batch_size: int = 5
+    # How long one worker task goes on before it hands over to its successor.
+    slice_length: timedelta = timedelta(seconds=20)
+    # A worker that was not heard of for so long is dead. Renewed at a third of it.
+    lease: timedelta = timedelta(seconds=60)
+    retry_after: tuple[timedelta, ...] = DEFAULT_RETRY_AFTER
+    max_attempts: int = 10
+    # Last week's newsletter is worth less than none.
+    max_age: timedelta = timedelta(hours=24)
+    return_path: str = ""
+    providers: Mapping[str, ProviderSettings] = field(default_factory=dict)
+
+
+_SIMPLE: dict[str, tuple[str, type, Callable[[Any], bool], int, str]] = {
+    # key: (attribute, type, condition, number of the check, hint)
+    "WORKERS": ("workers", int, lambda n: 1 <= n <= 500, 2, "A whole number from 1 to 500."),
+    "CYCLE_BATCH_SIZE": (
+        "cycle_batch_size", int, lambda n: 1 <= n <= 10_000, 3, "A whole number from 1 to 10000.",
+    ),
+    "SEND_BATCH_SIZE": (
+        "send_batch_size", int, lambda n: 1 <= n <= 10_000, 4,
+        "A whole number from 1 to 10000; 1 is the strictest checkpoint.",
+    ),
+    "SLICE_LENGTH": (
+        "slice_length", timedelta,
+        lambda t: timedelta(seconds=1) <= t <= timedelta(minutes=10), 5,
+        "timedelta(seconds=20); from one second to ten minutes.",
+    ),
+    "LEASE": (
+        "lease", timedelta, lambda t: timedelta(seconds=5) <= t <= timedelta(hours=1), 6,
+        "timedelta(seconds=60); from five seconds to an hour.",
+    ),
+    "MAX_ATTEMPTS": (
+        "max_attempts", int, lambda n: 1 <= n <= 100, 7, "A whole number from 1 to 100.",
+    ),
+    "MAX_AGE": (
+        "max_age", timedelta, lambda t: timedelta(minutes=1) <= t <= timedelta(days=5), 8,
+        "timedelta(hours=24); from a minute to five days.",
+    ),
+}  # fmt: skip
+
+
+def read_settings(raw: Any) -> tuple[DeliverySettings, list[Problem]]:
+    """What ``raw`` says, as far as it can be understood, and every mistake in it."""
+    problems: list[Problem] = []
+    if not isinstance(raw, Mapping):
+        return DeliverySettings(), [
+            Problem(1, "DELIVERY is not a dict.", 'DELIVERY = {"WORKERS": 5, ...}')
+        ]
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        if key in _SIMPLE:
+            attribute, kind, condition, number, hint = _SIMPLE[key]
+            if not isinstance(value, kind) or isinstance(value, bool) or not condition(value):
+                problems.append(Problem(number, f"DELIVERY[{key!r}] = {value!r} cannot be.", hint))
+            else:
+                values[attribute] = value
+        elif key not in {"RETRY_AFTER", "RETURN_PATH", "PROVIDERS"}:
+            known = ", ".join(sorted([*_SIMPLE, "RETRY_AFTER", "RETURN_PATH", "PROVIDERS"]))
+            problems.append(
+                Problem(9, f"DELIVERY has an unknown key {key!r}.", f"Known keys: {known}.")
+            )
+    if "RETRY_AFTER" in raw:
+        values["retry_after"] = _retry_after(raw["RETRY_AFTER"], problems)
+    values["return_path"] = _return_path(raw.get("RETURN_PATH", ""), problems)
+    values["providers"] = _providers(raw.get("PROVIDERS"), problems)
+    return DeliverySettings(**values), problems
+
+
+def _retry_after(raw: Any, problems: list[Problem]) -> tuple[timedelta, ...]:
+    ok = (
+        isinstance(raw, (list, tuple))
+        and raw
+        and all(isinstance(wait, timedelta) and wait > timedelta(0) for wait in raw)
+    )
+    if not ok:
+        hint = "A list of timedeltas, one for each wait; the last one repeats."
+        problems.append(Problem(10, f"DELIVERY['RETRY_AFTER'] = {raw!r} cannot be.", hint))
+        return DEFAULT_RETRY_AFTER
+    return tuple(raw)
+
+
+def _return_path(raw: Any, problems: list[Problem]) -> str:
+    """The VERP pattern; RFC 5321 section 4.5.3.1.1 allows 64 octets before the @."""
+    hint = '"bounce+{token}@bounces.example.org"; "" only where the provider sets the envelope.'
+    if raw == "":
+        return ""
+    if (
+        not isinstance(raw, str)
+        or raw.count("{token}") != 1
+        or raw.count("@") != 1
+        or "{token}" not in raw.partition("@")[0]
+        or not raw.partition("@")[2]
+        or not raw.isascii()
+        or any(c.isspace() for c in raw)
+    ):
+        problems.append(Problem(11, f"DELIVERY['RETURN_PATH'] = {raw!r} cannot be.", hint))
+        return ""
+    if len(raw.partition("@")[0].replace("{token}", "x" * 24)) > 64:
+        problems.append(
+            Problem(
+                12,
+                "DELIVERY['RETURN_PATH'] has over 64 octets before the @.",
+                "RFC 5321 section 4.5.3.1.1; the token takes 24 of them.",
+            )
+        )
+        return ""
+    return raw
+
+
+def _providers(raw: Any, problems: list[Problem]) -> dict[str, ProviderSettings]:
+    if not isinstance(raw, Mapping) or not raw:
+        problems.append(
+            Problem(
+                13,
+                "DELIVERY names no provider.",
+                'DELIVERY["PROVIDERS"] = {"default": {"BACKEND": ..., "OPTIONS": {...}}}',
+            )
+        )
+        return {}
+    if "default" not in raw:
+        problems.append(
+            Problem(14, "DELIVERY['PROVIDERS'] has no 'default'.", "New campaigns use that name.")
+        )
+    providers = {}
+    for alias, entry in raw.items():
+        if not isinstance(alias, str) or not alias or len(alias) > 60:
+            problems.append(
+                Problem(15, f"{alias!r} cannot name a provider.", "A text of 1 to 60 characters.")
+            )
+        elif provider := _provider(alias, entry, problems):
+            providers[alias] = provider
+    return providers
+
+
+def _provider(alias: str, entry: Any, problems: list[Problem]) -> ProviderSettings | None:
+    where = f"DELIVERY['PROVIDERS'][{alias!r}]"
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("BACKEND"), str):
+        problems.append(Problem(16, f"{where} has no BACKEND.", "The dotted path of a provider."))
+        return None
+    for key in set(entry) - {"BACKEND", "OPTIONS", "LIMITS"}:
+        hint = "Known keys: BACKEND, OPTIONS, LIMITS."
+        problems.append(Problem(17, f"{where} has an unknown key {key!r}.", hint))
+    options = entry.get("OPTIONS", {})
+    if not isinstance(options, Mapping):
+        problems.append(Problem(18, f"{where}['OPTIONS'] is not a dict.", "{'host': ...}"))
+        options = {}
+    limits = _limits(alias, where, entry.get("LIMITS", []), problems)
+    try:
+        backend = import_string(entry["BACKEND"])
+    except ImportError as error:
+        problems.append(
+            Problem(
+                19,
+                f"{where}: {entry['BACKEND']!r} cannot be imported: {error}.",
+                "Such as delivery.providers.smtp.SMTPProvider.",
+            )
+        )
+        return None
+    missing = [
+        name for name in ("open", "send", "close", "concurrency") if not hasattr(backend, name)
+    ]
+    if missing:
+        problems.append(
+            Problem(
+                20,
+                f"{where}: {entry['BACKEND']} has no {', '.join(missing)}.",
+                "delivery/providers/base.py says what a provider is.",
+            )
+        )
+        return None
+    try:
+        inspect.signature(backend).bind(**options)
+    except TypeError as error:
+        hint = f"It takes: {', '.join(inspect.signature(backend).parameters)}."
+        problems.append(Problem(21, f"{where}['OPTIONS']: {error}.", hint))
+        return None
+    try:
+        # A constructor opens nothing: it only looks at its options.
+        backend(**options)
+    except (ValueError, TypeError, OSError) as error:
+        problems.append(
+            Problem(22, f"{where}['OPTIONS']: {error}.", "See the provider's docstring.")
+        )
+        return None
+    return ProviderSettings(alias, entry["BACKEND"], dict(options), limits)
+
+
+def _limits(alias: str, where: str, raw: Any, problems: list[Problem]) -> tuple[Limit, ...]:
+    hint = '[{"rate": "30/minute"}, {"cap": "10000/day", "scope": "tenant:contoso"}]'
+    if not isinstance(raw, (list, tuple)):
+        problems.append(Problem(23, f"{where}['LIMITS'] is not a list.", hint))
+        return ()
+    limits = []
+    for entry in raw:
+        kinds = set(entry) & set(LimitKind) if isinstance(entry, Mapping) else set()
+        if len(kinds) != 1 or set(entry) - set(LimitKind) - {"scope"}:
+            problems.append(Problem(24, f"{where}: {entry!r} is no limit.", hint))
+            continue
+        kind = LimitKind(kinds.pop())
+        try:
+            permits, window = parse_rate(str(entry[kind]))
+        except ValueError as error:
+            problems.append(Problem(25, f"{where}: {error}.", hint))
+            continue
+        limits.append(Limit(kind, permits, window, str(entry.get("scope", f"provider:{alias}"))))
+    return tuple(limits)
+
+
+@lru_cache(maxsize=1)
+def delivery_settings() -> DeliverySettings:
+    """The settings in force. What could not be understood has its default, and fails the checks."""
+    return read_settings(getattr(settings, "DELIVERY", None))[0]
+
+
+def _forget(*, setting: str, **_: object) -> None:
+    if setting == "DELIVERY":
+        delivery_settings.cache_clear()
+
+
+setting_changed.connect(_forget)

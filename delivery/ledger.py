@@ -1,0 +1,48 @@
+"""Outcomes that are known and not yet written. The worker's memory between two commits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from delivery.outcomes import Accepted, Outcome, Unavailable
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The outcome of one letter; ``reference`` is its delivery's id."""
+
+    reference: int
+    outcome: Outcome
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Results in the order in which they came. Nothing leaves it before it was committed."""
+
+    _results: list[Result] = field(default_factory=list)
+
+    def extend(self, results: list[Result]) -> None:
+        """Adds what a wave brought."""
+        self._results.extend(results)
+
+    def pending(self) -> list[Result]:
+        """What must be written with the next commit."""
+        return list(self._results)
+
+    def written(self, results: list[Result]) -> None:
+        """Forgets what a commit has made durable."""
+        done = {result.reference for result in results}
+        self._results = [result for result in self._results if result.reference not in done]
+
+    @staticmethod
+    def trouble(results: list[Result]) -> Unavailable | None:
+        """The provider's gravest trouble among these results; None when there was none."""
+        found = [r.outcome for r in results if isinstance(r.outcome, Unavailable)]
+        return next((outcome for outcome in found if outcome.needs_a_person), None) or (
+            found[0] if found else None
+        )
+
+    @staticmethod
+    def any_accepted(results: list[Result]) -> bool:
+        """Whether the provider took at least one of these letters."""
+        return any(isinstance(result.outcome, Accepted) for result in results)

@@ -1,0 +1,31 @@
+"""What a provider is. A class of your own needs no base class: these four names are enough."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from delivery.message import OutgoingMessage
+from delivery.outcomes import Outcome
+
+
+class Provider(Protocol):
+    """Hands letters to a mail system. Constructed with OPTIONS as keywords; opens nothing then.
+
+    ``send`` answers with an Outcome, whatever the far side does, and does not raise for it. The
+    hardest line is the one between Unavailable and Unconfirmed: had the letter left? Only when
+    it certainly had not may the answer be Unavailable or Deferred. It is called up to
+    ``concurrency`` times at once, from one event loop.
+    """
+
+    @property
+    def concurrency(self) -> int:
+        """How many letters may be on their way at once in this process; at least 1."""
+
+    async def open(self) -> None:
+        """Called once before the first letter. Need not connect yet."""
+
+    async def send(self, message: OutgoingMessage) -> Outcome:
+        """Hands one letter over and says what was answered."""
+
+    async def close(self) -> None:
+        """Called once after the last letter; never raises for a broken connection."""

@@ -1,0 +1,52 @@
+"""Rates as a settings file writes them: "30/minute", "50/5 minutes", "14/second", "10000/day"."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+
+_RATE = re.compile(r"\s*(\d+)\s*/\s*(?:(\d+)\s*)?(second|minute|hour|day)s?\s*", re.IGNORECASE)
+_UNITS = {
+    "second": timedelta(seconds=1),
+    "minute": timedelta(minutes=1),
+    "hour": timedelta(hours=1),
+    "day": timedelta(days=1),
+}
+
+
+class LimitKind(StrEnum):
+    SMOOTH = "rate"  # evenly spaced: GCRA
+    CAP = "cap"  # never more in any window of that length: sliding log
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """At most ``permits`` in any ``window``. Providers that name the same ``scope`` share it."""
+
+    kind: LimitKind
+    permits: int
+    window: timedelta
+    scope: str
+
+    @property
+    def key(self) -> str:
+        """Scope and parameters in one: a changed limit must not inherit another's state."""
+        return f"{self.scope}|{self.kind}|{self.permits}/{self.window.total_seconds():g}s"
+
+    @property
+    def interval(self) -> timedelta:
+        """The time between two evenly spaced permits."""
+        return self.window / self.permits
+
+    def __str__(self) -> str:
+        return f"{self.permits} per {self.window}"
+
+
+def parse_rate(text: str) -> tuple[int, timedelta]:
+    """Permits and window of "50/5 minutes". ValueError with an example for anything else."""
+    match = _RATE.fullmatch(text)
+    if not match or int(match[1]) == 0 or match[2] == "0":
+        raise ValueError(f'"{text}" is not a rate such as "30/minute" or "50/5 minutes"')
+    return int(match[1]), int(match[2] or 1) * _UNITS[match[3].lower()]

@@ -1,0 +1,58 @@
+"""The few functions that django-q2 calls. Each is short, and may be called once too often."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import timedelta
+from random import Random
+
+from django.utils import timezone
+from django_q.tasks import async_task
+
+from delivery.conf import delivery_settings
+from delivery.coordinator import coordinate as coordinate_once
+from delivery.worker import PATIENCE, Worker
+
+logger = logging.getLogger(__name__)
+
+COORDINATOR_BUDGET = timedelta(seconds=20)
+
+
+def wake_coordinator() -> None:
+    """Queues a round of the coordinator; in a transaction, with its commit."""
+    async_task("delivery.tasks.coordinate", group="coordinator")
+
+
+def wake_workers(alias: str, count: int = 1) -> None:
+    """Queues worker tasks for a provider. Too many do no harm: a surplus one finds no place."""
+    for _ in range(count):
+        async_task("delivery.tasks.run_worker", alias, group=f"worker {alias}")
+
+
+def coordinate() -> str:
+    """One round; queues the next one at once when there was more to do than time."""
+    if coordinate_once(delivery_settings(), timezone.now, wake_workers, COORDINATOR_BUDGET):
+        wake_coordinator()
+        return "more to do"
+    return "done"
+
+
+def run_worker(alias: str) -> str:
+    """One slice for a provider; queues its successor while work is near, or else the coordinator,
+    who finishes campaigns and knows what comes next."""
+    settings = delivery_settings()
+    provider_settings = settings.providers.get(alias)
+    if provider_settings is None:
+        return f"no provider is called {alias!r} any more"
+    worker = Worker(
+        settings, provider_settings, provider_settings.make(), clock=timezone.now, dice=Random()
+    )
+    done = asyncio.run(worker.run_slice())
+    if not done.lease_was_free:
+        return "no place was free"
+    if done.wait_until is None:
+        wake_coordinator()
+    elif done.wait_until <= timezone.now() + PATIENCE:
+        wake_workers(alias)
+    return f"{done.sent} letters"

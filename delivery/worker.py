@@ -1,0 +1,322 @@
+"""One slice of work: claim, compose, hand over, send, settle, until the time is up.
+
+The order of the writes is the promise. A letter is SENDING in a committed transaction before its
+first byte leaves; its outcome is written with the note for the next wave. A crash therefore
+leaves CLAIMED rows, certainly not sent, and at most one wave of SENDING rows in doubt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from random import Random
+
+from django.db import transaction
+
+from delivery import leases, limits, queue
+from delivery.bridge import Bridge
+from delivery.composing import Unwritable, compose
+from delivery.conf import DeliverySettings, ProviderSettings
+from delivery.leases import Lease
+from delivery.ledger import Ledger, Result
+from delivery.message import OutgoingMessage
+from delivery.outcomes import Outcome, Phase, Reply, Unavailable, Unconfirmed
+from delivery.providers.base import Provider
+from delivery.queue import Claimed
+from delivery.settlement import RetryPolicy, Settlement, settle
+
+logger = logging.getLogger(__name__)
+
+Clock = Callable[[], datetime]
+# A wait longer than this ends the slice: no process sleeps through a pause.
+PATIENCE = timedelta(seconds=5)
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """How a slice ended. ``wait_until``: when there is work again, None when nothing is waiting."""
+
+    sent: int = 0
+    wait_until: datetime | None = None
+    lease_was_free: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one claim brought: messages in order, the claims behind them, their earliest moments."""
+
+    messages: list[OutgoingMessage] = field(default_factory=list)
+    claims: dict[int, Claimed] = field(default_factory=dict)
+    not_before: dict[int, datetime] = field(default_factory=dict)
+    # Why it is empty: when to ask again, None when nothing is waiting at all.
+    retry_at: datetime | None = None
+
+
+def holder_name() -> str:
+    """Who holds a lease: host and process."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+class Worker:
+    """A worker of one provider. Clock, dice and provider are passed in."""
+
+    def __init__(
+        self,
+        settings: DeliverySettings,
+        provider_settings: ProviderSettings,
+        provider: Provider,
+        *,
+        clock: Clock,
+        dice: Random,
+        holder: str | None = None,
+    ) -> None:
+        self.settings = settings
+        self.alias = provider_settings.alias
+        self.limits = provider_settings.limits
+        self.provider = provider
+        self.clock = clock
+        self.dice = dice
+        self.holder = holder or holder_name()
+        self.ledger = Ledger()
+        self.stopping = asyncio.Event()
+        self.lease: Lease | None = None
+        self.held_until: datetime | None = None
+        self.policy = RetryPolicy(settings.retry_after, settings.max_attempts, settings.max_age)
+
+    # ------------------------------------------------------------------ the slice
+
+    async def run_slice(self) -> Slice:
+        """Works until the slice is over, nothing is due, or the provider closes."""
+        async with Bridge() as bridge:
+            self.lease = await bridge.call(self._take_lease)
+            if self.lease is None:
+                return Slice(lease_was_free=False)
+            heartbeat = asyncio.create_task(self._heartbeat(bridge))
+            try:
+                with self._graceful_stop():
+                    return await self._work(bridge)
+            finally:
+                heartbeat.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await heartbeat
+                await self.provider.close()
+                await bridge.call(self._leave)
+
+    async def _work(self, bridge: Bridge) -> Slice:
+        end = self.clock() + self.settings.slice_length
+        sent = 0
+        await self.provider.open()
+        while True:
+            batch = await bridge.call(self._claim_and_compose)
+            if batch.messages:
+                sent += await self._send_batch(bridge, batch)
+            elif not await self._wait_for(batch.retry_at, end):
+                return Slice(sent, batch.retry_at)
+            if self.stopping.is_set() or self.clock() >= end:
+                return Slice(sent, self.clock())
+
+    async def _send_batch(self, bridge: Bridge, batch: Batch) -> int:
+        """Sends a claimed batch wave by wave; each wave's note carries the outcomes before it."""
+        sent = 0
+        for wave in waves(batch.messages, self.settings.send_batch_size):
+            go_on = await bridge.call(self._record_and_hand_over, batch, wave)
+            if not go_on:
+                break
+            results = await self._send_wave([m for m in wave if m.reference in go_on], batch)
+            self.ledger.extend(results)
+            sent += len(results)
+            if self.stopping.is_set() or Ledger.trouble(results):
+                break
+        await bridge.call(self._record_and_hand_over, batch, [])
+        await bridge.call(self._release)
+        return sent
+
+    async def _send_wave(self, wave: list[OutgoingMessage], batch: Batch) -> list[Result]:
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._send(message, batch.not_before[message.reference]))
+                for message in wave
+            ]
+        return [task.result() for task in tasks]
+
+    async def _send(self, message: OutgoingMessage, not_before: datetime) -> Result:
+        wait = (not_before - self.clock()).total_seconds()
+        if wait > 0:
+            await asyncio.sleep(wait)
+        if self.held_until is not None and self.clock() >= self.held_until:
+            # The lease ran out unnoticed (a stopped machine): somebody may have reclaimed this
+            # letter as doubtful, and a second copy must not leave.
+            text = "The worker's lease had run out before the letter left."
+            reply = Reply.of(Phase.LOCAL, None, text)
+            return Result(message.reference, Unavailable(reply, timedelta(0), rule="lease lost"))
+        try:
+            outcome = await self.provider.send(message)
+        except Exception as error:
+            # A provider must not raise. How far the letter had come is unknown: say so.
+            logger.exception("delivery.provider_raised", extra={"delivery": message.reference})
+            reply = Reply.of(Phase.FINAL_DOT, None, f"{type(error).__name__}: {error}")
+            return Result(message.reference, Unconfirmed(reply, rule="provider raised"))
+        return Result(message.reference, outcome)
+
+    async def _wait_for(self, moment: datetime | None, end: datetime) -> bool:
+        """Waits for a moment that is near; False when it is not worth it."""
+        now = self.clock()
+        if moment is None or moment > end or moment - now > PATIENCE or self.stopping.is_set():
+            return False
+        seconds = max((moment - now).total_seconds(), 0.01)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.stopping.wait(), seconds)
+        return True
+
+    # ------------------------------------------------------------------ units of work (sync)
+
+    def _take_lease(self) -> Lease | None:
+        now = self.clock()
+        leases.make_places(self.alias, self.settings.workers)
+        lease = leases.take(
+            self.alias, self.settings.workers, self.holder, now, self.settings.lease
+        )
+        if lease is not None:
+            self.held_until = now + self.settings.lease
+        return lease
+
+    def _claim_and_compose(self) -> Batch:
+        """Limits first, then rows, then letters: a permit is wasted rather than a limit broken."""
+        assert self.lease is not None
+        now = self.clock()
+        state = limits.state_of(self.alias)
+        closed_until = limits.closed_until(state, now)
+        campaign_ids = queue.open_campaigns(self.alias)
+        due = queue.next_due(campaign_ids, self.alias)
+        if due is None or closed_until is not None:
+            return Batch(retry_at=closed_until if due is not None else None)
+        if due > now:
+            return Batch(retry_at=due)
+        grant = limits.take(self.limits, self.settings.cycle_batch_size, now)
+        if not grant.not_before:
+            return Batch(retry_at=grant.retry_at)
+        # Another order each time: the share that does not divide evenly goes round.
+        self.dice.shuffle(campaign_ids)
+        claims = queue.claim(self.lease, campaign_ids, len(grant.not_before), now)
+        if not claims:
+            # Suppressed, or other workers were faster: look again at once.
+            return Batch(retry_at=now)
+        messages, unwritable = compose(claims, now)
+        if unwritable:
+            self._settle_unwritable(unwritable, now)
+        return Batch(
+            messages,
+            {claimed.id: claimed for claimed in claims},
+            dict(zip((m.reference for m in messages), grant.not_before, strict=False)),
+            retry_at=now,
+        )
+
+    def _settle_unwritable(self, unwritable: Sequence[Unwritable], now: datetime) -> None:
+        """Unwritable letters go through SENDING like all others, so that each move is permitted."""
+        assert self.lease is not None
+        with transaction.atomic():
+            moved = queue.hand_over(self.lease, [u.claimed.id for u in unwritable], now)
+            settled = [
+                (u.claimed, u.outcome, self._settlement(u.claimed, u.outcome, now))
+                for u in unwritable
+                if u.claimed.id in moved
+            ]
+            queue.settle(self.lease, settled, now)
+
+    def _record_and_hand_over(self, batch: Batch, wave: Sequence[OutgoingMessage]) -> set[int]:
+        """One commit: the outcomes known so far, and the note that the next wave is leaving."""
+        assert self.lease is not None
+        now = self.clock()
+        results = self.ledger.pending()
+        with transaction.atomic():
+            settled = [
+                (
+                    batch.claims[result.reference],
+                    result.outcome,
+                    self._settlement(batch.claims[result.reference], result.outcome, now),
+                )
+                for result in results
+            ]
+            queue.settle(self.lease, settled, now)
+            if trouble := Ledger.trouble(results):
+                limits.pause(self.alias, trouble, now)
+                wave = []
+            elif Ledger.any_accepted(results):
+                limits.works_again(self.alias)
+            if not leases.renew(self.lease, now, self.settings.lease):
+                wave = []
+            moved = queue.hand_over(self.lease, [message.reference for message in wave], now)
+        self.held_until = now + self.settings.lease
+        self.ledger.written(results)
+        return set(moved)
+
+    def _settlement(self, claimed: Claimed, outcome: Outcome, now: datetime) -> Settlement:
+        return settle(
+            outcome,
+            attempts=claimed.attempts,
+            queued_at=claimed.queued_at,
+            now=now,
+            policy=self.policy,
+            dice=self.dice,
+        )
+
+    def _release(self) -> None:
+        assert self.lease is not None
+        with transaction.atomic():
+            queue.release(self.lease)
+
+    def _leave(self) -> None:
+        """Gives back what is only claimed, and the place, unless letters are still SENDING (their
+        outcomes could not be written): then the place runs out, and reclaim finds them."""
+        assert self.lease is not None
+        self._release()
+        if not queue.holds(self.lease.claim_key):
+            leases.give_back(self.lease)
+
+    def _renew(self) -> bool:
+        assert self.lease is not None
+        now = self.clock()
+        if leases.renew(self.lease, now, self.settings.lease):
+            self.held_until = now + self.settings.lease
+            return True
+        return False
+
+    # ------------------------------------------------------------------ signals and time
+
+    async def _heartbeat(self, bridge: Bridge) -> None:
+        """Keeps the lease while a slow server thinks over a final dot."""
+        while True:
+            await asyncio.sleep(self.settings.lease.total_seconds() / 3)
+            try:
+                if not await bridge.call(self._renew):
+                    self.stopping.set()
+            except Exception:
+                # A database that is away: the lease may run out, and _send looks at it.
+                logger.exception("delivery.heartbeat_failed", extra={"holder": self.holder})
+
+    @contextlib.contextmanager
+    def _graceful_stop(self) -> Iterator[None]:
+        """SIGTERM: no new claim, answers to letters on the wire are awaited, the rest released."""
+        loop = asyncio.get_running_loop()
+        try:
+            loop.add_signal_handler(signal.SIGTERM, self.stopping.set)
+        except (ValueError, RuntimeError):  # not in the main thread: somebody else's signals
+            yield
+            return
+        try:
+            yield
+        finally:
+            loop.remove_signal_handler(signal.SIGTERM)
+
+
+def waves(messages: Sequence[OutgoingMessage], size: int) -> Iterator[Sequence[OutgoingMessage]]:
+    """The messages in groups of ``size``: one commit each."""
+    for start in range(0, len(messages), size):
+        yield messages[start : start + size]
