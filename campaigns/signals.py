@@ -9,3 +9,11 @@ campaign_moved = Signal()
 # Arguments: campaign, edition, addresses (normalised, list of str), reader (Subscriber or None).
 # Receivers create the deliveries; whoever sends it may rely on at least one receiver.
 test_requested = Signal()
+
+# A page wants to say what an open campaign is waiting for. Arguments: campaign.
+# Receivers return one sentence for a person, or None when they hold nothing up.
+waiting_asked = Signal()
+
+# A reader used the unsubscribe link of a campaign's letter, perhaps for the second time: so the
+# letter had arrived. Sent after commit. Arguments: campaign_id, subscriber_id.
+unsubscribed = Signal()

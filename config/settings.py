@@ -212,6 +212,8 @@ SESSION_COOKIE_SAMESITE = "Lax"
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = BASE_URL.startswith("https://")
 SECURE_CONTENT_TYPE_NOSNIFF = True
 SECURE_REFERRER_POLICY = "same-origin"
+# A one-click unsubscribe is never redirected (RFC 8058), even if SECURE_SSL_REDIRECT is turned on.
+SECURE_REDIRECT_EXEMPT = [r"^u/"]
 if flag("BEHIND_PROXY", False):
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 LOGIN_URL = reverse_lazy("admin:login")
