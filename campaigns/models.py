@@ -9,7 +9,6 @@ from django.conf import settings
 from django.core.validators import validate_slug
 from django.db import models, transaction
 from django.db.models import F, Q
-from django.utils.functional import cached_property
 from django.utils.translation import gettext_lazy as _
 
 from campaigns.addresses import address_key, normalise_address
@@ -561,16 +560,23 @@ class ImportStatus(models.TextChoices):
 
 
 class ImportJob(models.Model):
-    """One CSV file on its way into a list. ``checkpoint_*`` let a killed import go on."""
+    """One CSV file on its way into a list (campaigns/imports.py).
+
+    ``checkpoint_*`` say how far the file has been imported and are written with the rows
+    themselves, so that a killed import goes on where its last batch ended. Each line is counted
+    once: new (on this list), updated, unchanged, kept unsubscribed, or refused. ``suppressed``
+    counts those of them, beside that, that get nothing because their address is suppressed.
+    """
 
     mailing_list = models.ForeignKey(
         MailingList, on_delete=models.CASCADE, related_name="imports", verbose_name=_("list")
     )
     file_name = models.CharField(_("file"), max_length=255)
     path = models.CharField(max_length=500, editable=False)
+    # One of csv_source.ENCODINGS.
     encoding = models.CharField(_("encoding"), max_length=20, default="auto")
     delimiter = models.CharField(_("delimiter"), max_length=1, default=",")
-    # Column header -> "email", "name", "language", "attribute:<key>" or "" (not imported).
+    # Column -> "email", "name", "language", "attribute:<key>" or "" (not imported).
     mapping = models.JSONField(_("columns"), default=dict, blank=True)
     status = models.CharField(
         _("status"), max_length=10, choices=ImportStatus.choices, default=ImportStatus.UPLOADED
@@ -579,10 +585,15 @@ class ImportJob(models.Model):
     total_bytes = models.BigIntegerField(default=0)
     checkpoint_bytes = models.BigIntegerField(default=0)
     checkpoint_line = models.BigIntegerField(default=0)
+    # When it was queued or a worker last wrote a batch: an import that is under way and silent
+    # has lost its worker.
+    alive_at = models.DateTimeField(null=True, editable=False)
     new = models.BigIntegerField(_("new"), default=0)
     updated = models.BigIntegerField(_("updated"), default=0)
     unchanged = models.BigIntegerField(_("unchanged"), default=0)
+    kept_unsubscribed = models.BigIntegerField(_("kept unsubscribed"), default=0)
     refused = models.BigIntegerField(_("refused"), default=0)
+    suppressed = models.BigIntegerField(_("suppressed"), default=0)
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
     started_at = models.DateTimeField(_("started"), null=True, blank=True)
     finished_at = models.DateTimeField(_("finished"), null=True, blank=True)
@@ -598,12 +609,39 @@ class ImportJob(models.Model):
     def __str__(self) -> str:
         return f"{self.file_name} -> {self.mailing_list}"
 
-    @cached_property
+    @property
     def percent(self) -> int:
         """How much of the file has been read, 0 to 100."""
         if self.status == ImportStatus.FINISHED:
             return 100
         return min(99, self.checkpoint_bytes * 100 // self.total_bytes) if self.total_bytes else 0
+
+    @property
+    def lines(self) -> int:
+        """How many lines have been dealt with, blank ones and the header not counted."""
+        return self.new + self.updated + self.unchanged + self.kept_unsubscribed + self.refused
+
+    @property
+    def is_under_way(self) -> bool:
+        return self.status in {ImportStatus.QUEUED, ImportStatus.RUNNING}
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing has been imported yet, so that columns may still be chosen."""
+        return not self.is_under_way and not self.checkpoint_bytes and not self.finished
+
+    @property
+    def finished(self) -> bool:
+        return self.status == ImportStatus.FINISHED
+
+    def move(self, sources: set[str], target: str, **fields: Any) -> bool:
+        """Changes the state and the fields; False when the import is in none of the sources."""
+        moved = ImportJob.objects.filter(pk=self.pk, status__in=sources).update(
+            status=target, **fields
+        )
+        if moved:
+            self.refresh_from_db()
+        return bool(moved)
 
 
 class RefusedRow(models.Model):
