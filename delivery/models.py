@@ -61,9 +61,12 @@ class Delivery(models.Model):
                 condition=Q(is_test=False),
                 name="delivery_once_per_subscriber",
             ),
-            # Address first: the same index answers "what did this address get?".
+            # Address first: the same index answers "what did this address get?". With the pattern
+            # operators of PostgreSQL it also finds addresses by their beginning, which it could
+            # not do in any locale but C.
             models.UniqueConstraint(
                 fields=["address_key", "campaign"],
+                opclasses=["varchar_pattern_ops", "int8_ops"],
                 condition=Q(is_test=False),
                 name="delivery_once_per_address",
             ),
