@@ -212,9 +212,7 @@ def _provider(alias: str, entry: Any, problems: list[Problem]) -> ProviderSettin
             )
         )
         return None
-    missing = [
-        name for name in ("open", "send", "close", "concurrency") if not hasattr(backend, name)
-    ]
+    missing = [name for name in ("open", "send", "close") if not hasattr(backend, name)]
     if missing:
         problems.append(
             Problem(
@@ -232,11 +230,15 @@ def _provider(alias: str, entry: Any, problems: list[Problem]) -> ProviderSettin
         return None
     try:
         # A constructor opens nothing: it only looks at its options.
-        backend(**options)
+        provider = backend(**options)
     except (ValueError, TypeError, OSError) as error:
         problems.append(
             Problem(22, f"{where}['OPTIONS']: {error}.", "See the provider's docstring.")
         )
+        return None
+    if not isinstance(getattr(provider, "concurrency", None), int) or provider.concurrency < 1:
+        hint = "A whole number from 1: how many letters may be on their way at once."
+        problems.append(Problem(28, f"{where}: {entry['BACKEND']} has no concurrency.", hint))
         return None
     return ProviderSettings(alias, entry["BACKEND"], dict(options), limits)
 

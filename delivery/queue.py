@@ -57,7 +57,7 @@ class Claimed:
 
 
 def fill_page(campaign: Campaign, size: int, now: datetime) -> int | None:
-    """Queues the next ``size`` readers of the audience; how many, or None when it was the last page.
+    """Queues the next ``size`` readers of the audience; how many; None when none is left.
 
     One INSERT ... SELECT and the checkpoint in one transaction, under the campaign's row lock: two
     coordinators cannot fill the same page, and a killed one is taken up where it stopped.
@@ -77,7 +77,7 @@ def fill_page(campaign: Campaign, size: int, now: datetime) -> int | None:
             return None
         with connection.cursor() as cursor:
             # MAX() first: the page may be empty, or hold readers who are queued already.
-            cursor.execute(f"SELECT MAX(id) FROM ({sql}) AS page", parameters)  # noqa: S608
+            cursor.execute(f"SELECT MAX(id) FROM ({sql}) AS page", parameters)
             last = cursor.fetchone()[0]
             queued = 0
             if last is not None:
@@ -90,7 +90,7 @@ def fill_page(campaign: Campaign, size: int, now: datetime) -> int | None:
                            %s, %s, %s, 0, '', '', %s
                       FROM ({sql}) AS page WHERE true
                         ON CONFLICT DO NOTHING
-                    """,  # noqa: S608
+                    """,
                     [
                         row.pk,
                         row.edition_id,
@@ -237,7 +237,7 @@ def next_due(campaign_ids: Sequence[int], provider: str) -> datetime | None:
     return min((moment for moment in moments if moment is not None), default=None)
 
 
-# ---------------------------------------------------------------------------------- a worker's moves
+# ------------------------------------------------------------------------------ a worker's moves
 
 
 def hand_over(lease: Lease, ids: Sequence[int], now: datetime) -> list[int]:
@@ -251,10 +251,8 @@ def hand_over(lease: Lease, ids: Sequence[int], now: datetime) -> list[int]:
     moved = _update_returning(
         "status = %s, handed_over_at = %s, provider = %s",
         [_S.SENDING, now, lease.provider],
-        "status = %s AND claim_key = %s AND "
-        + _among("id", ids)
-        + f" AND (is_test OR EXISTS (SELECT 1 FROM {Campaign._meta.db_table} c"  # noqa: S608
-        " WHERE c.id = campaign_id AND c.status = %s))",
+        f"status = %s AND claim_key = %s AND {_among('id', ids)} AND (is_test OR EXISTS"
+        f" (SELECT 1 FROM {Campaign._meta.db_table} c WHERE c.id = campaign_id AND c.status = %s))",
         [_S.CLAIMED, lease.claim_key, *ids, CampaignStatus.SENDING],
     )
     _count(((row[1], row[2], _S.CLAIMED, _S.SENDING) for row in moved), lease.slot + 1)
@@ -334,7 +332,7 @@ def _update_settled(
               FROM (VALUES {", ".join([row] * len(settled))}) AS v
              WHERE {table}.id = v.column1 AND {table}.claim_key = %s AND {table}.status = %s
             RETURNING {table}.id, {table}.campaign_id, {table}.is_test
-            """,  # noqa: S608
+            """,
             [_as_parameter(now), *values, lease.claim_key, _S.SENDING.value],
         )
         return list(cursor.fetchall())
@@ -400,7 +398,7 @@ def _give_up_claims(claim_key: int, shard: int, ids: Sequence[int] | None) -> in
     return len(released)
 
 
-# ---------------------------------------------------------------------------------- the others' moves
+# ------------------------------------------------------------------------------ the others' moves
 
 
 def cancel_waiting(campaign_id: int, size: int, now: datetime) -> int:
@@ -479,7 +477,7 @@ def _update_returning(
     """UPDATE ... RETURNING id, campaign, is test letter, provider. Django's ORM has none."""
     with connection.cursor() as cursor:
         cursor.execute(
-            f"UPDATE {Delivery._meta.db_table} SET {changes} WHERE {condition}"  # noqa: S608
+            f"UPDATE {Delivery._meta.db_table} SET {changes} WHERE {condition}"
             " RETURNING id, campaign_id, is_test, provider",
             [_as_parameter(value) for value in (*new, *old)],
         )

@@ -74,7 +74,7 @@ def settle(
         case Unconfirmed(reply=reply, rule=rule):
             return Settlement(DeliveryStatus.UNCONFIRMED, reply, rule=rule)
         case Unavailable(reply=reply, rule=rule):
-            # The provider's trouble: the reader keeps the attempt, the provider's pause is the wait.
+            # The provider's trouble: no attempt is used; the provider's pause is the wait.
             return Settlement(
                 DeliveryStatus.QUEUED, reply, due_at=now, used_an_attempt=False, rule=rule
             )

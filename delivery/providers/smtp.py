@@ -17,7 +17,6 @@ from aiosmtplib import SMTP
 from aiosmtplib.errors import (
     SMTPConnectError,
     SMTPException,
-    SMTPNotSupported,
     SMTPResponseException,
     SMTPServerDisconnected,
     SMTPTimeoutError,
@@ -194,15 +193,15 @@ class Connection:
             return self._needs_a_person(
                 Phase.STARTTLS, f"Certificate refused: {error.verify_message}"
             )
-        except SMTPNotSupported as error:
-            await self.quit()
-            return self._needs_a_person(phase, error.message)
         except SMTPException as error:
             self._drop()
             cause = error.__cause__
             if isinstance(cause, ssl.SSLCertVerificationError):
                 text = f"Certificate refused: {cause.verify_message}"
                 return self._needs_a_person(Phase.STARTTLS, text)
+            if not isinstance(error, _LOST):
+                # What the settings demand, the server does not offer (STARTTLS, AUTH).
+                return self._needs_a_person(phase, error.message)
             return Unavailable(Reply.of(phase, None, error.message), rule="no connection")
         except OSError as error:
             self._drop()

@@ -71,7 +71,7 @@ RULES: tuple[Rule, ...] = (
         phases=frozenset({Phase.AUTH}), code="4..", wait=minutes(15),
     ),
     Rule(
-        "login refused", Verdict.STOP, "RFC 4954 section 6: 530, 534, 535, 538; Exchange 5.7.139, 5.7.30",
+        "login refused", Verdict.STOP, "RFC 4954 section 6; Exchange 5.7.139, 5.7.30",
         phases=frozenset({Phase.AUTH}), code="5..",
     ),
     Rule(
@@ -86,20 +86,21 @@ RULES: tuple[Rule, ...] = (
         phases=frozenset({Phase.STARTTLS}),
     ),
     Rule(
-        "our host name refused", Verdict.STOP, "RFC 5321 section 4.1.4", phases=frozenset({Phase.EHLO}),
-        code="5..",
+        "our host name refused", Verdict.STOP, "RFC 5321 section 4.1.4",
+        phases=frozenset({Phase.EHLO}), code="5..",
     ),
     Rule(
-        "host refuses us", Verdict.UNAVAILABLE, "RFC 5321 section 3.1: 554; Postfix smtp_skip_5xx_greeting",
+        "host refuses us", Verdict.UNAVAILABLE, "RFC 5321 section 3.1; as Postfix does",
         phases=frozenset({Phase.GREETING}), code="5..", wait=minutes(15),
     ),
     Rule("host not ready", Verdict.UNAVAILABLE, "RFC 5321 section 3.8", phases=SESSION),
     # ------------------------------------------------ our sending quota, whatever the phase
     Rule(
-        "daily quota", Verdict.UNAVAILABLE, "SES smtp-response-codes; Gmail 5.4.5; Exchange 5.2.0, 5.7.232/233",
+        "daily quota", Verdict.UNAVAILABLE, "SES; Gmail 5.4.5; Exchange 5.2.0, 5.7.232/233",
         phases=ENVELOPE, wait=minutes(60),
-        text=r"daily (message |sending )?quota|daily (user )?sending (limit|quota)|SubmissionQuotaExceeded"
-        r"|exceeded (the|your) (tenant|daily)|TenantOutbound|recipient rate limit",
+        text=r"daily (message |sending )?quota|daily (user )?sending (limit|quota)"
+        r"|SubmissionQuotaExceeded|exceeded (the|your) (tenant|daily)|TenantOutbound"
+        r"|recipient rate limit",
     ),
     Rule(
         "sending rate", Verdict.UNAVAILABLE, "SES: Throttling failure", phases=ENVELOPE, code="4..",
@@ -107,14 +108,14 @@ RULES: tuple[Rule, ...] = (
     ),
     # ------------------------------------------------ MAIL: our sender, our account
     Rule(
-        "message too large for the server", Verdict.STOP, "RFC 1870 section 6.1; every letter has that size",
+        "message too large", Verdict.STOP, "RFC 1870 section 6.1; all letters have that size",
         phases=MAIL, code="552|555",
     ),
     Rule("server too busy", Verdict.UNAVAILABLE, "RFC 5321 section 3.8", phases=MAIL, code="4.."),
     Rule("lost step", Verdict.DEFER, "RFC 5321 section 4.1.4: 503", code="503", wait=minutes(1)),
     Rule(
-        "sender refused", Verdict.STOP, "RFC 3463 5.1.7, 5.1.8; Exchange 5.7.60 SendAsDenied", phases=MAIL,
-        code="5..",
+        "sender refused", Verdict.STOP, "RFC 3463 5.1.7, 5.1.8; Exchange 5.7.60 SendAsDenied",
+        phases=MAIL, code="5..",
     ),
     # ------------------------------------------------ any later phase: the connection is going
     Rule(
@@ -137,8 +138,10 @@ RULES: tuple[Rule, ...] = (
     Rule("temporary", Verdict.DEFER, "RFC 5321 section 4.2.1: 4yz", phases=RECIPIENT, code="4.."),
     # ------------------------------------------------ a relay that does not relay for us
     Rule(
-        "relaying denied", Verdict.STOP, "Postfix, Exim, Exchange 5.7.54, 5.7.64", phases=RCPT, code="55.",
-        text=r"relay(ing)? (access )?(denied|not (permitted|allowed))|unable to relay|tenantattribution",
+        "relaying denied", Verdict.STOP, "Postfix, Exim, Exchange 5.7.54, 5.7.64",
+        phases=RCPT, code="55.",
+        text=r"relay(ing)? (access )?(denied|not (permitted|allowed))|unable to relay"
+        r"|tenantattribution",
     ),
     Rule(
         "our authentication", Verdict.STOP, "Microsoft 5.7.515, 5.7.509; Gmail 5.7.26-5.7.32",
@@ -148,7 +151,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "policy word", Verdict.REJECT, "measured: no policy word beside a user-unknown code",
         phases=RECIPIENT, code="5..", enhanced=r"5\.1\.\d+",
-        text=r"spam|block(ed|list)|blacklist|policy|reputation|denied by|unsolicited|dmarc|\bspf\b|dkim",
+        text=r"spam|block(ed|list)|blacklist|policy|reputation|denied by|unsolicited|dmarc"
+        r"|\bspf\b|dkim",
     ),
     Rule(
         "no such mailbox", Verdict.BAD_ADDRESS, "RFC 3463 X.1.1, X.1.3, X.1.6; Exchange 5.1.10",

@@ -1,0 +1,159 @@
+"""A campaign with readers, and a worker whose clock, dice and provider are ours."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from random import Random
+
+import pytest
+
+from campaigns.addresses import address_key
+from campaigns.editions import freeze
+from campaigns.models import Campaign, CampaignTotals, MailingList, Subscriber, Subscription
+from delivery import coordinator, queue
+from delivery.conf import delivery_settings
+from delivery.models import Delivery
+from delivery.providers.memory import MemoryProvider
+from delivery.worker import Slice, Worker
+
+HTML = (
+    '<p>Good day {{ first_name | default("reader") }}!</p>'
+    '<p><a href="{{ unsubscribe_url }}">Unsubscribe</a></p>'
+)
+
+
+class Clock:
+    """A clock that stands still until it is told to go on."""
+
+    def __init__(self, now: datetime) -> None:
+        self.now = now
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def advance(self, **duration: float) -> datetime:
+        self.now += timedelta(**duration)
+        return self.now
+
+
+@pytest.fixture
+def clock(now) -> Clock:
+    return Clock(now)
+
+
+@pytest.fixture(autouse=True)
+def _clean_outbox():
+    MemoryProvider.outbox.clear()
+    MemoryProvider.answer = None
+    yield
+    MemoryProvider.outbox.clear()
+    MemoryProvider.answer = None
+
+
+@pytest.fixture(autouse=True)
+def _settings(settings):
+    settings.BASE_URL = "https://news.example.org"
+    settings.DELIVERY = {
+        "WORKERS": 3,
+        "CYCLE_BATCH_SIZE": 10,
+        "SEND_BATCH_SIZE": 5,
+        "RETURN_PATH": "bounce+{token}@bounces.example.org",
+        "PROVIDERS": {
+            "default": {"BACKEND": "delivery.providers.memory.MemoryProvider"},
+            "other": {"BACKEND": "delivery.providers.memory.MemoryProvider"},
+        },
+    }
+
+
+def make_readers(mailing_list: MailingList, count: int, prefix: str = "reader") -> list[Subscriber]:
+    readers = Subscriber.objects.bulk_create(
+        Subscriber(
+            email=f"{prefix}{n}@example.org",
+            address_key=address_key(f"{prefix}{n}@example.org"),
+            name=f"Reader {n}",
+        )
+        for n in range(count)
+    )
+    Subscription.objects.bulk_create(
+        Subscription(subscriber=reader, mailing_list=mailing_list) for reader in readers
+    )
+    return readers
+
+
+def make_campaign(
+    mailing_list: MailingList, now: datetime, *, name: str = "May", provider: str = "default"
+) -> Campaign:
+    """A campaign that is due now."""
+    campaign = Campaign.objects.create(
+        name=name,
+        from_name="The News",
+        from_email="news@example.org",
+        subject="News",
+        html=HTML,
+        provider=provider,
+    )
+    campaign.include_lists.add(mailing_list)
+    assert campaign.schedule(now, edition=freeze(campaign))
+    return campaign
+
+
+@pytest.fixture
+def mailing_list(db) -> MailingList:
+    return MailingList.objects.create(name="Weekly", label="weekly")
+
+
+@pytest.fixture
+def readers(mailing_list) -> list[Subscriber]:
+    return make_readers(mailing_list, 12)
+
+
+@pytest.fixture
+def campaign(mailing_list, readers, clock) -> Campaign:
+    """A sending campaign whose queue is full."""
+    campaign = make_campaign(mailing_list, clock())
+    coordinate(clock)
+    campaign.refresh_from_db()
+    return campaign
+
+
+def coordinate(clock: Clock) -> dict[str, int]:
+    """One round of the coordinator; the workers that it would have started."""
+    started: dict[str, int] = {}
+    coordinator.coordinate(delivery_settings(), clock, started.__setitem__, timedelta(seconds=20))
+    return started
+
+
+def make_worker(clock: Callable[[], datetime], provider=None, alias: str = "default") -> Worker:
+    settings = delivery_settings()
+    provider_settings = settings.providers[alias]
+    return Worker(
+        settings,
+        provider_settings,
+        provider or provider_settings.make(),
+        clock=clock,
+        dice=Random(1),
+        holder="test:1",
+    )
+
+
+def run_slice(clock: Callable[[], datetime], provider=None, alias: str = "default") -> Slice:
+    return asyncio.run(make_worker(clock, provider, alias).run_slice())
+
+
+def statuses(campaign: Campaign) -> dict[str, int]:
+    """How many letters are in each state; proves on the way that the totals agree."""
+    counted = queue.counted(campaign.pk)
+    totals = CampaignTotals.of([campaign.pk])[campaign.pk]
+    assert {state: totals[state] for state in counted} == counted
+    assert sum(counted.values()) == totals["eligible"] == sum(totals.values()) - totals["eligible"]
+    return counted
+
+
+def letters_to(address: str) -> list:
+    return [letter for letter in MemoryProvider.outbox if letter.envelope.rcpt_to == address]
+
+
+def delivery_to(address: str) -> Delivery:
+    return Delivery.objects.get(rcpt_to=address)

@@ -1,0 +1,322 @@
+"""Every move of a delivery: guarded by the state it leaves and the claim it belongs to."""
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+from django.db import connections
+
+from campaigns.models import Campaign, CampaignTotals, Suppression
+from campaigns.states import CampaignStatus
+from delivery import leases, queue
+from delivery.models import Attempt, Delivery
+from delivery.outcomes import Accepted, Deferred, Phase, Rejected, Reply
+from delivery.settlement import Settlement
+from delivery.states import DeliveryStatus
+from tests.delivery.conftest import make_campaign, make_readers, statuses
+
+pytestmark = pytest.mark.django_db
+
+OK = Reply(Phase.FINAL_DOT, 250, "2.0.0 Ok: queued as 1A2B")
+S = DeliveryStatus
+
+
+@pytest.fixture
+def lease(now):
+    leases.make_places("default", 3)
+    return leases.take("default", 3, "host:1", now, timedelta(seconds=60))
+
+
+@pytest.fixture
+def other_lease(now, lease):
+    return leases.take("default", 3, "host:2", now, timedelta(seconds=60))
+
+
+def claim(lease, campaign, wanted, now):
+    return queue.claim(lease, [campaign.pk], wanted, now)
+
+
+# ---------------------------------------------------------------------------------- filling
+
+
+def test_every_subscribed_reader_is_queued_once(campaign, readers):
+    assert statuses(campaign) == {"queued": 12}
+    assert set(Delivery.objects.values_list("rcpt_to", flat=True)) == {r.email for r in readers}
+
+
+def test_filling_goes_on_from_its_checkpoint(mailing_list, now):
+    make_readers(mailing_list, 25)
+    campaign = make_campaign(mailing_list, now)
+    campaign.start(now)
+    assert queue.fill_page(campaign, 10, now) == 10
+    first = set(Delivery.objects.values_list("pk", flat=True))
+    assert queue.fill_page(campaign, 10, now) == 10
+    assert queue.fill_page(campaign, 10, now) == 5
+    assert queue.fill_page(campaign, 10, now) is None
+    campaign.refresh_from_db()
+    assert campaign.filled_at == now
+    assert first < set(Delivery.objects.values_list("pk", flat=True))
+    assert statuses(campaign) == {"queued": 25}
+
+
+def test_a_page_that_is_filled_again_doubles_nobody(campaign, now):
+    Campaign.objects.filter(pk=campaign.pk).update(filled_up_to=0, filled_at=None)
+    assert queue.fill_page(campaign, 100, now) == 0
+    assert statuses(campaign) == {"queued": 12}
+
+
+def test_a_paused_campaign_is_not_filled(mailing_list, readers, now):
+    campaign = make_campaign(mailing_list, now)
+    campaign.start(now)
+    campaign.pause()
+    assert queue.fill_page(campaign, 100, now) is None
+    assert Delivery.objects.count() == 0
+
+
+# ---------------------------------------------------------------------------------- claiming
+
+
+def test_a_claim_takes_at_most_what_was_wanted(campaign, lease, now):
+    claims = claim(lease, campaign, 5, now)
+    assert len(claims) == 5
+    assert statuses(campaign) == {"queued": 7, "claimed": 5}
+    assert claims[0].name.startswith("Reader")
+    assert claims[0].list_label == "weekly"
+
+
+def test_two_workers_never_claim_the_same_letter(campaign, lease, other_lease, now):
+    mine = claim(lease, campaign, 8, now)
+    theirs = claim(other_lease, campaign, 8, now)
+    assert len(mine) == 8
+    assert len(theirs) == 4
+    assert not {c.id for c in mine} & {c.id for c in theirs}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_many_claimers_at_once_share_the_queue_without_overlap(mailing_list, clock):
+    from tests.delivery.conftest import coordinate
+
+    make_readers(mailing_list, 300)
+    campaign = make_campaign(mailing_list, clock())
+    coordinate(clock)
+    leases.make_places("default", 8)
+    held = [leases.take("default", 8, f"h:{n}", clock(), timedelta(minutes=1)) for n in range(8)]
+
+    def work(lease):
+        try:
+            taken = []
+            while claims := queue.claim(lease, [campaign.pk], 7, clock()):
+                taken += [claimed.id for claimed in claims]
+            return taken
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(8) as pool:
+        taken = [pk for some in pool.map(work, held) for pk in some]
+    assert len(taken) == len(set(taken)) == 300
+    assert statuses(campaign) == {"claimed": 300}
+
+
+def test_a_deferred_letter_is_not_claimed_before_it_is_due(campaign, lease, now):
+    Delivery.objects.update(due_at=now + timedelta(minutes=5))
+    assert claim(lease, campaign, 5, now) == []
+    assert queue.next_due([campaign.pk], "default") == now + timedelta(minutes=5)
+    assert len(claim(lease, campaign, 5, now + timedelta(minutes=5))) == 5
+
+
+def test_a_reader_who_unsubscribed_meanwhile_gets_nothing_more(campaign, lease, readers, now):
+    readers[0].subscriptions.get().move("unsubscribed", source="test")
+    claims = claim(lease, campaign, 12, now)
+    assert readers[0].email not in {c.rcpt_to for c in claims}
+    assert statuses(campaign) == {"claimed": 11, "suppressed": 1}
+
+
+def test_a_reader_who_was_suppressed_meanwhile_gets_nothing_more(campaign, lease, readers, now):
+    Suppression.add(readers[3].email.upper(), "complaint", source="test")
+    claims = claim(lease, campaign, 12, now)
+    assert readers[3].email not in {c.rcpt_to for c in claims}
+    assert statuses(campaign) == {"claimed": 11, "suppressed": 1}
+
+
+def test_a_lifted_suppression_suppresses_nobody(campaign, lease, readers, now):
+    Suppression.add(readers[3].email, "manual", source="test")
+    Suppression.objects.get().lift(now=now)
+    assert len(claim(lease, campaign, 12, now)) == 12
+
+
+def test_two_campaigns_get_a_fair_share(mailing_list, campaign, lease, clock):
+    from tests.delivery.conftest import coordinate
+
+    other = make_campaign(mailing_list, clock(), name="June")
+    coordinate(clock)
+    claims = queue.claim(lease, [campaign.pk, other.pk], 10, clock())
+    assert Counter(c.campaign_id for c in claims) == {campaign.pk: 5, other.pk: 5}
+
+
+def test_what_one_campaign_cannot_use_the_other_gets(mailing_list, campaign, lease, clock):
+    from tests.delivery.conftest import coordinate
+
+    Delivery.objects.filter(pk__gt=Delivery.objects.order_by("pk")[1].pk).delete()
+    other = make_campaign(mailing_list, clock(), name="June")
+    coordinate(clock)
+    claims = queue.claim(lease, [campaign.pk, other.pk], 10, clock())
+    assert Counter(c.campaign_id for c in claims) == {campaign.pk: 2, other.pk: 8}
+
+
+def test_test_letters_go_first_even_from_a_draft(mailing_list, campaign, lease, now):
+    draft = make_campaign(mailing_list, now, name="Draft")
+    draft.unschedule()
+    edition = draft.editions.get()
+    queue.queue_tests(draft, edition.pk, [("me@example.org", "me@example.org")], None, now)
+    claims = claim(lease, campaign, 3, now)
+    assert [c.is_test for c in claims] == [True, False, False]
+    assert CampaignTotals.of([draft.pk])[draft.pk]["claimed"] == 0
+
+
+# ------------------------------------------------------------------------------ a worker's moves
+
+
+def settled(claims, settlement, outcome=None):
+    return [(claimed, outcome or Accepted(settlement.reply), settlement) for claimed in claims]
+
+
+def test_a_letter_is_sending_only_after_the_note(campaign, lease, now):
+    claims = claim(lease, campaign, 3, now)
+    ids = [c.id for c in claims]
+    assert sorted(queue.hand_over(lease, ids, now)) == sorted(ids)
+    assert statuses(campaign) == {"queued": 9, "sending": 3}
+    row = Delivery.objects.get(pk=ids[0])
+    assert (row.handed_over_at, row.provider) == (now, "default")
+
+
+def test_an_accepted_letter_keeps_the_servers_words(campaign, lease, now):
+    claims = claim(lease, campaign, 2, now)
+    queue.hand_over(lease, [c.id for c in claims], now)
+    queue.settle(lease, settled(claims, Settlement(S.SENT, OK)), now)
+    row = Delivery.objects.get(pk=claims[0].id)
+    assert (row.status, row.code, row.reply) == ("sent", 250, OK.text)
+    assert (row.attempts, row.claim_key, row.settled_at) == (1, None, now)
+    assert not Attempt.objects.exists()
+    assert statuses(campaign) == {"queued": 10, "sent": 2}
+
+
+def test_a_refused_letter_has_its_attempt_and_a_bad_address_is_suppressed(campaign, lease, now):
+    (claimed,) = claim(lease, campaign, 1, now)
+    queue.hand_over(lease, [claimed.id], now)
+    reply = Reply(Phase.RCPT, 550, "5.1.1 User unknown")
+    settlement = Settlement(S.REJECTED, reply, suppress=True, rule="no such mailbox")
+    queue.settle(lease, settled([claimed], settlement, Rejected(reply, True)), now)
+    attempt = Attempt.objects.get()
+    assert (attempt.outcome, attempt.phase, attempt.code) == ("rejected", "rcpt", 550)
+    assert attempt.reply == "5.1.1 User unknown"
+    suppression = Suppression.in_force().get()
+    assert suppression.address_key == claimed.rcpt_to
+    assert "5.1.1 User unknown" in suppression.evidence
+
+
+def test_outcomes_of_one_wave_differ_and_are_written_together(campaign, lease, now):
+    claims = claim(lease, campaign, 3, now)
+    queue.hand_over(lease, [c.id for c in claims], now)
+    grey = Reply(Phase.RCPT, 450, "4.2.0 Greylisted")
+    due = now + timedelta(minutes=5)
+    queue.settle(
+        lease,
+        settled(claims[:1], Settlement(S.SENT, OK))
+        + settled(claims[1:2], Settlement(S.DEFERRED, grey, due), Deferred(grey))
+        + settled(
+            claims[2:],
+            Settlement(S.UNCONFIRMED, Reply(Phase.FINAL_DOT, None, "lost")),
+            Deferred(grey),
+        ),
+        now,
+    )
+    assert statuses(campaign) == {"queued": 9, "sent": 1, "deferred": 1, "unconfirmed": 1}
+    row = Delivery.objects.get(pk=claims[1].id)
+    assert (row.due_at, row.attempts) == (due, 1)
+    assert Delivery.objects.get(pk=claims[2].id).code is None
+
+
+def test_a_worker_whose_lease_ran_out_cannot_overwrite_the_new_owner(
+    campaign, lease, other_lease, now
+):
+    claims = claim(lease, campaign, 2, now)
+    ids = [c.id for c in claims]
+    queue.hand_over(lease, ids[:1], now)
+    assert queue.reclaim(lease.claim_key, lease.holder, now) == (1, 1)
+    assert queue.settle(lease, settled(claims[:1], Settlement(S.SENT, OK)), now) == []
+    assert queue.hand_over(lease, ids[1:], now) == []
+    again = claim(other_lease, campaign, 12, now)
+    assert ids[1] in {c.id for c in again}
+    assert queue.hand_over(lease, ids[1:], now) == []
+    assert statuses(campaign) == {"claimed": 11, "unconfirmed": 1}
+
+
+def test_a_paused_campaigns_claims_are_released_and_not_handed_over(campaign, lease, now):
+    claims = claim(lease, campaign, 4, now)
+    campaign.pause()
+    assert queue.hand_over(lease, [c.id for c in claims], now) == []
+    assert statuses(campaign) == {"queued": 12}
+
+
+def test_a_release_gives_back_only_what_was_not_handed_over(campaign, lease, now):
+    claims = claim(lease, campaign, 4, now)
+    queue.hand_over(lease, [claims[0].id], now)
+    assert queue.release(lease) == 3
+    assert queue.holds(lease.claim_key)
+    assert statuses(campaign) == {"queued": 11, "sending": 1}
+
+
+# ---------------------------------------------------------------------------------- after a crash
+
+
+def test_a_dead_workers_claims_return_and_its_handed_over_letters_are_in_doubt(
+    campaign, lease, now
+):
+    claims = claim(lease, campaign, 5, now)
+    queue.hand_over(lease, [c.id for c in claims[:2]], now)
+    assert queue.reclaim(lease.claim_key, lease.holder, now) == (3, 2)
+    assert statuses(campaign) == {"queued": 10, "unconfirmed": 2}
+    assert {a.rule for a in Attempt.objects.all()} == {"worker lost"}
+    assert queue.reclaim(lease.claim_key, lease.holder, now) == (0, 0)
+
+
+# ------------------------------------------------------------------------------ the others' moves
+
+
+def test_cancelling_ends_what_waits_and_nothing_else(campaign, lease, now):
+    claims = claim(lease, campaign, 2, now)
+    queue.hand_over(lease, [claims[0].id], now)
+    campaign.cancel(now)
+    assert queue.cancel_waiting(campaign.pk, 7, now) == 7
+    assert queue.cancel_waiting(campaign.pk, 7, now) == 3
+    assert statuses(campaign) == {"cancelled": 10, "claimed": 1, "sending": 1}
+
+
+@pytest.mark.parametrize("state", ["sent", "unconfirmed"])
+def test_a_bounce_moves_a_sent_letter_once(campaign, now, state):
+    row = Delivery.objects.first()
+    Delivery.objects.filter(pk=row.pk).update(status=state)
+    CampaignTotals.add(campaign.pk, 0, {"queued": -1, state: 1})
+    assert queue.mark_bounced(row.pk, now)
+    assert not queue.mark_bounced(row.pk, now)
+    assert statuses(campaign) == {"queued": 11, "bounced": 1}
+
+
+@pytest.mark.parametrize("state", sorted(set(S) - {S.SENT, S.UNCONFIRMED}))
+def test_a_bounce_cannot_move_what_was_not_sent(campaign, now, state):
+    row = Delivery.objects.first()
+    Delivery.objects.filter(pk=row.pk).update(status=state)
+    assert not queue.mark_bounced(row.pk, now)
+    row.refresh_from_db()
+    assert row.status == state
+
+
+def test_the_claim_reads_the_waiting_index_in_order(
+    campaign, lease, now, django_assert_num_queries
+):
+    """Two statements for a claim (and the totals): the lock with both re-checks, and the move."""
+    assert campaign.status == CampaignStatus.SENDING
+    claim(lease, campaign, 1, now)  # makes the shard's totals row
+    with django_assert_num_queries(6):  # savepoint, tests, due rows, move, totals, savepoint
+        claim(lease, campaign, 5, now)

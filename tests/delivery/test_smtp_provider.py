@@ -1,0 +1,289 @@
+"""The SMTP provider against a real server that misbehaves: which phase, whose trouble."""
+
+import asyncio
+
+import pytest
+
+from delivery.message import Envelope, OutgoingMessage
+from delivery.outcomes import (
+    Accepted,
+    Deferred,
+    Phase,
+    Rejected,
+    Unavailable,
+    Unconfirmed,
+)
+from delivery.providers.smtp import SMTPProvider
+from tests.smtp_server import At, Drop, Rule, SMTPServer
+
+CONTENT = b"From: <news@example.org>\r\nSubject: Hello\r\n\r\nGood day.\r\n"
+
+
+def letter(number=1, rcpt_to="ada@example.org", content=CONTENT, mail_from=None):
+    envelope = Envelope(mail_from or f"bounce+{number}@bounces.example.org", rcpt_to)
+    return OutgoingMessage(number, envelope, content, f"<{number}@example.org>")
+
+
+def send(server, *letters, at_once=False, **options):
+    """The outcomes of these letters through one provider."""
+    options = {"security": "none", "connections": 1, "local_hostname": "client.test"} | options
+
+    async def run():
+        provider = SMTPProvider(server.host, server.port, **options)
+        await provider.open()
+        try:
+            if at_once:
+                return await asyncio.gather(*(provider.send(one) for one in letters))
+            return [await provider.send(one) for one in letters]
+        finally:
+            await provider.close()
+
+    return asyncio.run(run())
+
+
+def test_a_letter_arrives_with_its_envelope_and_exact_bytes():
+    with SMTPServer() as server:
+        (outcome,) = send(server, letter())
+    assert isinstance(outcome, Accepted)
+    assert outcome.reply.code == 250
+    (taken,) = server.accepted
+    assert taken.mail_from == "bounce+1@bounces.example.org"
+    assert taken.rcpt_to == ["ada@example.org"]
+    assert taken.content == CONTENT
+
+
+@pytest.mark.parametrize(
+    "body", [b".\r\n", b"..\r\n", b".a\r\nb\r\n.\r\n", b"\r\n.\r\nMAIL FROM:<evil@example.org>\r\n"]
+)
+def test_lines_that_begin_with_a_dot_arrive_as_they_were(body):
+    content = b"Subject: dots\r\n\r\n" + body
+    with SMTPServer() as server:
+        send(server, letter(content=content))
+    assert [taken.content for taken in server.accepted] == [content]
+    assert server.faults == []
+
+
+def test_a_connection_is_kept_for_many_letters():
+    with SMTPServer() as server:
+        outcomes = send(server, *(letter(n) for n in range(10)))
+    assert all(isinstance(outcome, Accepted) for outcome in outcomes)
+    assert len(server.connections) == 1
+    assert server.verbs().count("EHLO") == 1
+    assert server.verbs()[-1] == "QUIT"
+
+
+def test_a_connection_is_renewed_after_its_number_of_letters():
+    with SMTPServer() as server:
+        send(server, *(letter(n) for n in range(7)), letters_per_connection=3)
+    assert len(server.connections) == 3
+
+
+def test_never_more_connections_than_the_setting():
+    with SMTPServer(rules=[Rule(At.FINAL_DOT, delay=0.02)]) as server:
+        outcomes = send(server, *(letter(n) for n in range(30)), at_once=True, connections=4)
+    assert all(isinstance(outcome, Accepted) for outcome in outcomes)
+    assert server.most_connections == 4
+
+
+def test_a_server_that_closed_an_idle_connection_costs_nothing():
+    rule = Rule(At.MAIL, drop=Drop.BEFORE_REPLY, skip=1, times=1)
+    with SMTPServer(rules=[rule]) as server:
+        outcomes = send(server, letter(1), letter(2))
+    assert [type(outcome) for outcome in outcomes] == [Accepted, Accepted]
+    assert len(server.accepted) == 2
+
+
+def test_an_unknown_user_is_rejected_and_the_connection_goes_on():
+    rule = Rule(At.RCPT, "550 5.1.1 User unknown", address="gone@*")
+    with SMTPServer(rules=[rule]) as server:
+        gone, fine = send(server, letter(1, "gone@example.org"), letter(2))
+    assert isinstance(gone, Rejected)
+    assert gone.address_is_bad
+    assert gone.reply.phase is Phase.RCPT
+    assert isinstance(fine, Accepted)
+    assert len(server.connections) == 1
+    assert "RSET" in server.verbs()
+
+
+def test_greylisting_is_deferred():
+    rule = Rule(At.RCPT, "450 4.2.0 Greylisted", times=1)
+    with SMTPServer(rules=[rule]) as server:
+        first, second = send(server, letter(), letter())
+    assert isinstance(first, Deferred)
+    assert str(first.reply) == "450 4.2.0 Greylisted"
+    assert isinstance(second, Accepted)
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [
+        (At.RCPT, Deferred),
+        (At.DATA, Deferred),
+        (At.FINAL_DOT, Unconfirmed),
+    ],
+)
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+def test_what_a_lost_connection_means_depends_on_the_phase(at, expected, reset):
+    rule = Rule(at, drop=Drop.BEFORE_REPLY, reset=reset, times=1)
+    with SMTPServer(rules=[rule]) as server:
+        (outcome,) = send(server, letter())
+    assert isinstance(outcome, expected)
+    assert outcome.reply.code is None
+    assert outcome.reply.phase.value == at.value
+
+
+def test_connection_lost_before_the_first_letter_began_is_the_providers_trouble():
+    with SMTPServer(rules=[Rule(At.MAIL, drop=Drop.BEFORE_REPLY)]) as server:
+        (outcome,) = send(server, letter())
+    assert isinstance(outcome, Unavailable)
+    assert not outcome.needs_a_person
+
+
+def test_connection_lost_after_the_final_dot_is_unconfirmed_though_the_server_kept_it():
+    with SMTPServer(rules=[Rule(At.FINAL_DOT, drop=Drop.BEFORE_REPLY, times=1)]) as server:
+        doubtful, fine = send(server, letter(1), letter(2))
+        assert server.wait_until(lambda server: len(server.accepted) == 2)
+    assert isinstance(doubtful, Unconfirmed)
+    assert doubtful.reply.phase is Phase.FINAL_DOT
+    assert isinstance(fine, Accepted)
+
+
+def test_no_answer_to_the_final_dot_is_unconfirmed_and_its_late_answer_is_nobodys():
+    with SMTPServer(rules=[Rule(At.FINAL_DOT, delay=0.5, times=1)]) as server:
+        slow, fine = send(server, letter(1), letter(2, "gone@example.org"), final_dot_timeout=0.1)
+    assert isinstance(slow, Unconfirmed)
+    assert isinstance(fine, Unconfirmed | Accepted)
+    assert len(server.connections) == 2  # never reused after a time-out
+
+
+def test_half_an_answer_to_the_final_dot_is_unconfirmed():
+    with SMTPServer(rules=[Rule(At.FINAL_DOT, drop=Drop.HALF_REPLY)]) as server:
+        (outcome,) = send(server, letter())
+    assert isinstance(outcome, Unconfirmed)
+
+
+def test_an_answer_out_of_step_after_the_final_dot_is_unconfirmed():
+    with SMTPServer(rules=[Rule(At.FINAL_DOT, "354 Go ahead", times=1)]) as server:
+        doubtful, fine = send(server, letter(1), letter(2))
+    assert isinstance(doubtful, Unconfirmed)
+    assert isinstance(fine, Accepted)
+    assert len(server.connections) == 2
+
+
+def test_any_2yz_after_the_final_dot_is_acceptance():
+    with SMTPServer(rules=[Rule(At.FINAL_DOT, "252 2.6.0 taken")]) as server:
+        (outcome,) = send(server, letter())
+    assert isinstance(outcome, Accepted)
+
+
+def test_a_refusal_after_the_final_dot_is_definite():
+    rule = Rule(At.FINAL_DOT, "554 5.7.1 Looks like spam", times=1)
+    with SMTPServer(rules=[rule]) as server:
+        refused, fine = send(server, letter(1), letter(2))
+    assert isinstance(refused, Rejected)
+    assert not refused.address_is_bad
+    assert isinstance(fine, Accepted)
+
+
+def test_a_421_greeting_pauses_the_provider():
+    with SMTPServer(rules=[Rule(At.GREETING, "421 4.3.2 Busy", drop=Drop.AFTER_REPLY)]) as server:
+        (outcome,) = send(server, letter())
+    assert isinstance(outcome, Unavailable)
+    assert outcome.reply.phase is Phase.GREETING
+
+
+def test_a_server_that_is_not_there_is_the_providers_trouble():
+    with SMTPServer() as server:
+        pass
+    (outcome,) = send(server, letter())
+    assert isinstance(outcome, Unavailable)
+    assert outcome.reply.phase is Phase.CONNECT
+
+
+@pytest.mark.parametrize("security", ["starttls", "tls"])
+def test_a_login_goes_over_tls_with_the_certificate_verified(security):
+    with SMTPServer(security=security, users={"penny": "s3cret"}) as server:
+        (outcome,) = send(
+            server,
+            letter(),
+            security=security,
+            username="penny",
+            password="s3cret",
+            ca_file=str(server.certificate),
+        )
+    assert isinstance(outcome, Accepted), outcome
+    assert server.connections[0].tls
+    assert server.connections[0].username == "penny"
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])
+def test_both_mechanisms_of_password_login(mechanism):
+    with SMTPServer(users={"penny": "s3cret"}, mechanisms=[mechanism]) as server:
+        (outcome,) = send(server, letter(), username="penny", password="s3cret")
+    assert isinstance(outcome, Accepted), outcome
+
+
+def test_a_refused_login_needs_a_person_and_is_tried_once():
+    with SMTPServer(users={"penny": "s3cret"}, mechanisms=["PLAIN"]) as server:
+        (outcome,) = send(server, letter(), username="penny", password="wrong")
+    assert isinstance(outcome, Unavailable)
+    assert outcome.needs_a_person
+    assert server.verbs().count("AUTH") == 1
+    assert "wrong" not in str(outcome.reply)
+
+
+@pytest.mark.parametrize("security", ["starttls", "tls"])
+def test_an_untrusted_certificate_needs_a_person_and_no_letter_leaves(security):
+    with SMTPServer(security=security) as server:
+        (outcome,) = send(server, letter(), security=security)
+    assert isinstance(outcome, Unavailable)
+    assert outcome.needs_a_person
+    assert "ertificate" in outcome.reply.text
+    assert "MAIL" not in server.verbs()
+
+
+def test_a_server_without_starttls_gets_neither_password_nor_letter():
+    with SMTPServer(users={"penny": "s3cret"}) as server:
+        (outcome,) = send(
+            server, letter(), security="starttls", username="penny", password="s3cret"
+        )
+    assert isinstance(outcome, Unavailable)
+    assert outcome.needs_a_person
+    assert "AUTH" not in server.verbs()
+    assert "MAIL" not in server.verbs()
+
+
+@pytest.mark.parametrize(
+    "address", ["a@x.org>\r\nRCPT TO:<b@x.org", "a b@x.org", "ä@x.org", "<a@x"]
+)
+def test_an_address_that_could_end_the_command_never_reaches_the_wire(address):
+    with SMTPServer() as server:
+        outcome, _fine = send(server, letter(1, address), letter(2))
+    assert isinstance(outcome, Rejected)
+    assert not outcome.address_is_bad
+    assert [taken.rcpt_to for taken in server.accepted] == [["ada@example.org"]]
+
+
+def test_a_reply_that_is_no_reply_ends_the_connection():
+    with SMTPServer(rules=[Rule(At.RCPT, b"gibberish\r\n", times=1)]) as server:
+        broken, fine = send(server, letter(1), letter(2))
+    assert isinstance(broken, Deferred)
+    assert isinstance(fine, Accepted)
+    assert len(server.connections) == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"host": ""},
+        {"port": 0},
+        {"security": "ssl"},
+        {"username": "x"},
+        {"connections": 0},
+        {"ca_file": "/no/such/file", "security": "tls"},
+    ],
+    ids=str,
+)
+def test_a_wrong_option_is_refused_before_anything_is_opened(options):
+    with pytest.raises((ValueError, OSError)):
+        SMTPProvider(**({"host": "localhost"} | options))

@@ -1,0 +1,321 @@
+"""A worker's slice: what is written before, on and after the wire."""
+
+import asyncio
+import threading
+from datetime import timedelta
+
+import pytest
+
+from campaigns.models import Subscriber, Subscription, Suppression
+from delivery import leases, limits, queue
+from delivery.models import Attempt, Delivery, WorkerLease
+from delivery.outcomes import (
+    Accepted,
+    Deferred,
+    Phase,
+    Rejected,
+    Reply,
+    Unavailable,
+)
+from delivery.providers.memory import MemoryProvider
+from tests.delivery.conftest import (
+    coordinate,
+    delivery_to,
+    letters_to,
+    make_campaign,
+    make_readers,
+    make_worker,
+    run_slice,
+    statuses,
+)
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+BUSY = Reply(Phase.MAIL, 451, "4.7.500 Server busy")
+
+
+def test_a_campaign_is_sent_and_finished(campaign, readers, clock):
+    done = run_slice(clock)
+    assert done.sent == 12
+    assert done.wait_until is None
+    assert sorted(m.envelope.rcpt_to for m in MemoryProvider.outbox) == sorted(
+        r.email for r in readers
+    )
+    coordinate(clock)
+    campaign.refresh_from_db()
+    assert campaign.status == "finished"
+    assert statuses(campaign) == {"sent": 12}
+    assert not WorkerLease.objects.filter(claim_key__isnull=False).exists()
+
+
+def test_each_letter_has_its_own_return_path_and_message_id(campaign, clock):
+    run_slice(clock)
+    assert len({m.envelope.mail_from for m in MemoryProvider.outbox}) == 12
+    assert len({m.message_id for m in MemoryProvider.outbox}) == 12
+    for message in MemoryProvider.outbox:
+        assert message.envelope.mail_from.startswith("bounce+")
+        assert f"Message-ID: {message.message_id}\r\n".encode() in message.content
+        assert b"https://news.example.org/u/" in message.content
+
+
+def test_every_letter_is_sending_in_the_database_before_it_leaves(campaign, clock):
+    seen = []
+
+    def look(message):
+        # In a thread of its own: the event loop may not touch the ORM.
+        def read():
+            seen.append(Delivery.objects.get(pk=message.reference).status)
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        thread.join()
+        return Accepted(Reply(Phase.LOCAL, 250, "kept"))
+
+    MemoryProvider.answer = look
+    run_slice(clock)
+    assert seen == ["sending"] * 12
+
+
+def test_a_deferred_letter_is_tried_again_when_it_is_due_with_the_same_message_id(campaign, clock):
+    grey = Reply(Phase.RCPT, 450, "4.2.0 Greylisted")
+    first_tries = []
+
+    def greylist(message):
+        if message.envelope.rcpt_to == "reader3@example.org" and not first_tries:
+            first_tries.append(message)
+            return Deferred(grey)
+        return Accepted(Reply(Phase.LOCAL, 250, "kept"))
+
+    MemoryProvider.answer = greylist
+    done = run_slice(clock)
+    assert statuses(campaign) == {"sent": 11, "deferred": 1}
+    assert timedelta(minutes=5) <= done.wait_until - clock() <= timedelta(minutes=6)
+    coordinate(clock)
+    campaign.refresh_from_db()
+    assert campaign.status == "sending"
+
+    clock.advance(minutes=6)
+    assert coordinate(clock) == {"default": 3}
+    run_slice(clock)
+    assert statuses(campaign) == {"sent": 12}
+    (second,) = letters_to("reader3@example.org")
+    assert second.message_id == first_tries[0].message_id
+    assert second.envelope == first_tries[0].envelope
+    assert delivery_to("reader3@example.org").attempts == 2
+
+
+def test_the_providers_trouble_pauses_it_and_uses_no_attempt(campaign, clock):
+    MemoryProvider.answer = lambda message: Unavailable(BUSY, rule="server too busy")
+    done = run_slice(clock)
+    assert statuses(campaign) == {"queued": 12}
+    assert set(Delivery.objects.values_list("attempts", flat=True)) == {0}
+    assert done.wait_until == clock() + timedelta(seconds=30)
+    # One wave met the trouble, and the rest was not tried.
+    assert Attempt.objects.count() == 5
+    assert coordinate(clock) == {}
+    clock.advance(seconds=31)
+    MemoryProvider.answer = None
+    assert coordinate(clock) == {"default": 3}
+    run_slice(clock)
+    assert statuses(campaign) == {"sent": 12}
+
+
+def test_a_refused_login_stops_the_provider_until_a_person_opens_it(campaign, clock):
+    reply = Reply(Phase.AUTH, 535, "5.7.8 Credentials invalid")
+    MemoryProvider.answer = lambda message: Unavailable(reply, needs_a_person=True)
+    run_slice(clock)
+    MemoryProvider.answer = None
+    clock.advance(days=10)
+    assert coordinate(clock) == {}
+    assert run_slice(clock).sent == 0
+    limits.resume("default", clock())
+    run_slice(clock)
+    assert statuses(campaign) == {"sent": 12}
+
+
+def test_a_pause_of_one_provider_delays_no_other(campaign, mailing_list, clock):
+    other = make_campaign(mailing_list, clock(), name="June", provider="other")
+    limits.pause("default", Unavailable(BUSY), clock())
+    assert coordinate(clock) == {"other": 3}
+    run_slice(clock, alias="other")
+    assert statuses(other) == {"sent": 12}
+    assert statuses(campaign) == {"queued": 12}
+
+
+def test_a_refused_reader_is_rejected_and_the_others_get_their_letters(campaign, clock):
+    gone = Reply(Phase.RCPT, 550, "5.1.1 User unknown")
+    MemoryProvider.answer = lambda message: (
+        Rejected(gone, address_is_bad=True)
+        if message.envelope.rcpt_to == "reader5@example.org"
+        else Accepted(Reply(Phase.LOCAL, 250, "kept"))
+    )
+    run_slice(clock)
+    assert statuses(campaign) == {"sent": 11, "rejected": 1}
+    assert [s.address_key for s in Suppression.in_force()] == ["reader5@example.org"]
+
+
+def test_a_provider_that_raises_leaves_its_letter_unconfirmed_and_the_rest_goes_on(campaign, clock):
+    def raise_for_one(message):
+        if message.envelope.rcpt_to == "reader7@example.org":
+            raise RuntimeError("a bug in a provider")
+        return Accepted(Reply(Phase.LOCAL, 250, "kept"))
+
+    MemoryProvider.answer = raise_for_one
+    run_slice(clock)
+    assert statuses(campaign) == {"sent": 11, "unconfirmed": 1}
+    assert "a bug in a provider" in delivery_to("reader7@example.org").reply
+
+
+def test_pausing_stops_within_one_wave_and_resuming_sends_the_rest(campaign, clock):
+    def pause_at_the_third(message):
+        if len(MemoryProvider.outbox) == 2:
+            thread = threading.Thread(target=campaign.pause)
+            thread.start()
+            thread.join()
+        return Accepted(Reply(Phase.LOCAL, 250, "kept"))
+
+    MemoryProvider.answer = pause_at_the_third
+    run_slice(clock)
+    assert statuses(campaign) == {"sent": 5, "queued": 7}
+    MemoryProvider.answer = None
+    campaign.refresh_from_db()
+    campaign.resume()
+    run_slice(clock)
+    assert statuses(campaign) == {"sent": 12}
+
+
+def test_cancelling_while_it_runs_leaves_a_ledger_that_balances(campaign, clock):
+    def cancel_at_the_third(message):
+        if len(MemoryProvider.outbox) == 2:
+            thread = threading.Thread(target=campaign.cancel, args=(clock(),))
+            thread.start()
+            thread.join()
+        return Accepted(Reply(Phase.LOCAL, 250, "kept"))
+
+    MemoryProvider.answer = cancel_at_the_third
+    run_slice(clock)
+    coordinate(clock)
+    assert statuses(campaign) == {"sent": 5, "cancelled": 7}
+
+
+def test_a_reader_who_unsubscribes_while_the_campaign_runs_gets_nothing_more(mailing_list, clock):
+    make_readers(mailing_list, 20)
+    campaign = make_campaign(mailing_list, clock())
+    coordinate(clock)
+
+    def unsubscribe_the_last(message):
+        if not MemoryProvider.outbox:
+
+            def move():
+                Subscription.objects.get(subscriber__email="reader19@example.org").move(
+                    "unsubscribed", source="one-click"
+                )
+
+            thread = threading.Thread(target=move)
+            thread.start()
+            thread.join()
+        return Accepted(Reply(Phase.LOCAL, 250, "kept"))
+
+    MemoryProvider.answer = unsubscribe_the_last
+    run_slice(clock)
+    assert letters_to("reader19@example.org") == []
+    assert statuses(campaign) == {"sent": 19, "suppressed": 1}
+
+
+def test_a_letter_that_cannot_be_written_for_one_reader_stops_nobody_else(campaign, clock):
+    Subscriber.objects.filter(email="reader2@example.org").update(
+        attributes={"first_name": "x" * 2_000_000}
+    )
+    run_slice(clock)
+    assert statuses(campaign) == {"sent": 11, "rejected": 1}
+    assert "could not be written" in delivery_to("reader2@example.org").reply
+    assert not Suppression.objects.exists()
+
+
+def test_an_unconfirmed_letter_is_not_sent_again_by_itself(campaign, clock):
+    leases.make_places("default", 3)
+    lease = leases.take("default", 3, "dead:1", clock(), timedelta(seconds=60))
+    claims = queue.claim(lease, [campaign.pk], 5, clock())
+    queue.hand_over(lease, [c.id for c in claims[:2]], clock())
+    clock.advance(seconds=61)
+    coordinate(clock)
+    run_slice(clock)
+    coordinate(clock)
+    assert statuses(campaign) == {"sent": 10, "unconfirmed": 2}
+    campaign.refresh_from_db()
+    assert campaign.status == "finished"
+    assert len(MemoryProvider.outbox) == 10
+
+
+def test_a_worker_that_lost_its_lease_sends_nothing_more(campaign, clock):
+    def lose_the_lease(message):
+        if len(MemoryProvider.outbox) == 2:
+
+            def reclaim():
+                (row,) = WorkerLease.objects.filter(claim_key__isnull=False)
+                queue.reclaim(row.claim_key, row.holder, clock())
+                WorkerLease.objects.update(claim_key=None, holder="", expires_at=None)
+
+            thread = threading.Thread(target=reclaim)
+            thread.start()
+            thread.join()
+        return Accepted(Reply(Phase.LOCAL, 250, "kept"))
+
+    MemoryProvider.answer = lose_the_lease
+    worker = make_worker(clock)
+    asyncio.run(worker.run_slice())
+    # The wave on the wire was finished, its outcomes were refused, and no other wave left.
+    assert len(MemoryProvider.outbox) == 5
+    assert statuses(campaign) == {"unconfirmed": 5, "queued": 7}
+
+
+def test_a_rate_is_kept_by_claiming_no_more_than_it_grants(campaign, clock, settings):
+    settings.DELIVERY = settings.DELIVERY | {
+        "PROVIDERS": {
+            "default": {
+                "BACKEND": "delivery.providers.memory.MemoryProvider",
+                "LIMITS": [{"cap": "4/hour"}],
+            }
+        }
+    }
+    done = run_slice(clock)
+    assert statuses(campaign) == {"sent": 4, "queued": 8}
+    assert done.wait_until == clock() + timedelta(hours=1)
+    clock.advance(hours=1, seconds=1)
+    run_slice(clock)
+    assert statuses(campaign) == {"sent": 8, "queued": 4}
+
+
+def test_a_surplus_worker_leaves_at_once(campaign, clock):
+    leases.make_places("default", 3)
+    for number in range(3):
+        leases.take("default", 3, f"host:{number}", clock(), timedelta(seconds=60))
+    done = run_slice(clock)
+    assert not done.lease_was_free
+    assert MemoryProvider.outbox == []
+
+
+def test_a_stopping_worker_finishes_its_wave_and_releases_the_rest(campaign, clock):
+    worker = make_worker(clock)
+
+    def stop(message):
+        worker.stopping.set()
+        return Accepted(Reply(Phase.LOCAL, 250, "kept"))
+
+    MemoryProvider.answer = stop
+    asyncio.run(worker.run_slice())
+    assert statuses(campaign) == {"sent": 5, "queued": 7}
+    assert not WorkerLease.objects.filter(claim_key__isnull=False).exists()
+
+
+def test_test_letters_are_sent_from_a_draft_and_counted_nowhere(mailing_list, readers, clock):
+    draft = make_campaign(mailing_list, clock(), name="Draft")
+    draft.unschedule()
+    queue.queue_tests(
+        draft, draft.editions.get().pk, [("me@example.org", "me@example.org")], None, clock()
+    )
+    run_slice(clock)
+    (letter,) = letters_to("me@example.org")
+    assert b"List-Unsubscribe:" in letter.content
+    assert delivery_to("me@example.org").status == "sent"
+    assert statuses(draft) == {}
