@@ -7,4 +7,4 @@ class BouncesConfig(AppConfig):
     verbose_name = _("What came back")
 
     def ready(self) -> None:
-        from bounces import checks  # noqa: F401  (registers the system checks)
+        from bounces import checks, receivers  # noqa: F401  (register themselves)

@@ -1,0 +1,215 @@
+"""What came back, to look at. Machine rows are read-only, and every word in them is hostile text:
+it is escaped by format_html and by Django's templates, and never marked as safe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import Model, QuerySet
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext_lazy as _
+from unfold.admin import ModelAdmin, TabularInline
+from unfold.contrib.filters.admin import ChoicesDropdownFilter, RelatedDropdownFilter
+from unfold.decorators import display
+
+from bounces.detectors.mime import to_text
+from bounces.models import Bounce, BounceClassChoices, MailboxState, ReceivedMail, Verdict
+
+# Of a mail's 256 KB a person reads the beginning.
+MOST_SHOWN_CHARACTERS = 64 * 1024
+
+CLASS_COLOURS = {
+    BounceClassChoices.HARD.label: "danger",
+    BounceClassChoices.SOFT.label: "warning",
+    BounceClassChoices.BLOCKED.label: "info",
+}
+VERDICT_COLOURS = {
+    Verdict.BOUNCE.label: "warning",
+    Verdict.WAITING.label: "info",
+    Verdict.FAILED.label: "danger",
+}
+
+
+class ReadOnly:
+    """Rows that only the machine writes: to look at, for everybody with the view permission."""
+
+    def has_add_permission(self, request: HttpRequest, *args: Any) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+
+def link_to(row: Model | None, text: str = "") -> SafeString | str:
+    """A link to the admin page of a row, "-" without one."""
+    if row is None:
+        return "-"
+    meta = row._meta
+    url = reverse(f"admin:{meta.app_label}_{meta.model_name}_change", args=[row.pk])
+    return format_html('<a href="{}" class="text-primary-600 underline">{}</a>', url, text or row)
+
+
+@admin.register(Bounce)
+class BounceAdmin(ReadOnly, ModelAdmin):
+    list_display = (
+        "recipient",
+        "campaign",
+        "class_label",
+        "status",
+        "counted",
+        "suppressed",
+        "letter",
+        "at",
+    )
+    list_display_links = ("recipient",)
+    list_filter = (
+        ("bounce_class", ChoicesDropdownFilter),
+        ("kind", ChoicesDropdownFilter),
+        "suppressed",
+        "counted",
+        ("campaign", RelatedDropdownFilter),
+    )
+    list_filter_submit = True
+    list_select_related = ("campaign", "delivery")
+    search_fields = ("address_key__startswith",)
+    search_help_text = _("The beginning of an address.")
+    show_full_result_count = False
+    ordering = ("-id",)
+    fields = (
+        "recipient",
+        "letter",
+        "campaign_link",
+        "mail",
+        "kind",
+        "class_label",
+        "because",
+        "action",
+        "status",
+        "diagnostic_as_written",
+        "counted",
+        "suppressed",
+        "at",
+    )
+    readonly_fields = fields
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Bounce], search_term: str
+    ) -> tuple[QuerySet[Bounce], bool]:
+        """Keys are in lower case; that is how an index can answer."""
+        return super().get_search_results(request, queryset, search_term.lower())
+
+    @display(description=_("class"), label=CLASS_COLOURS, ordering="bounce_class")
+    def class_label(self, bounce: Bounce) -> str:
+        return bounce.get_bounce_class_display() or bounce.get_kind_display()
+
+    @display(description=_("letter"))
+    def letter(self, bounce: Bounce) -> SafeString | str:
+        return link_to(bounce.delivery, str(_("Letter")))
+
+    @display(description=_("campaign"))
+    def campaign_link(self, bounce: Bounce) -> SafeString | str:
+        return link_to(bounce.campaign)
+
+    @display(description=_("received mail"))
+    def mail(self, bounce: Bounce) -> SafeString | str:
+        return link_to(bounce.received_mail)
+
+    @display(description=_("diagnostic"))
+    def diagnostic_as_written(self, bounce: Bounce) -> SafeString:
+        return as_written(bounce.diagnostic)
+
+
+class BouncesOfMail(ReadOnly, TabularInline):
+    model = Bounce
+    fields = readonly_fields = (
+        "recipient",
+        "letter",
+        "bounce_class",
+        "status",
+        "counted",
+        "suppressed",
+    )
+    extra = 0
+    tab = False
+
+    @display(description=_("letter"))
+    def letter(self, bounce: Bounce) -> SafeString | str:
+        return link_to(bounce.delivery)
+
+
+@admin.register(ReceivedMail)
+class ReceivedMailAdmin(ReadOnly, ModelAdmin):
+    list_display = ("title", "sender", "mailbox", "verdict_label", "remark", "received_at")
+    list_filter = (("verdict", ChoicesDropdownFilter), "mailbox")
+    list_filter_submit = True
+    search_fields = ("subject", "sender")
+    show_full_result_count = False
+    ordering = ("-id",)
+    fields = (
+        "subject",
+        "sender",
+        "mailbox",
+        "uid",
+        "received_at",
+        "verdict_label",
+        "remark",
+        "detector",
+        "examined_at",
+        "truncated",
+        "raw_as_written",
+    )
+    readonly_fields = fields
+    inlines = (BouncesOfMail,)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[ReceivedMail]:
+        """Lists do not carry the mails themselves along."""
+        return super().get_queryset(request).defer("raw")
+
+    @display(description=_("subject"), ordering="id")
+    def title(self, mail: ReceivedMail) -> str:
+        return mail.subject or str(_("(no subject)"))
+
+    @display(description=_("verdict"), label=VERDICT_COLOURS, ordering="verdict")
+    def verdict_label(self, mail: ReceivedMail) -> str:
+        return mail.get_verdict_display()
+
+    @display(description=_("the mail"))
+    def raw_as_written(self, mail: ReceivedMail) -> SafeString | str:
+        if mail.raw is None:
+            return str(_("Forgotten: its retention is over."))
+        return as_written(to_text(bytes(mail.raw)[:MOST_SHOWN_CHARACTERS]))
+
+
+@admin.register(MailboxState)
+class MailboxStateAdmin(ReadOnly, ModelAdmin):
+    list_display = ("name", "last_polled_at", "last_succeeded_at", "failures", "last_error")
+    ordering = ("name",)
+    fields = readonly_fields = (
+        "name",
+        "last_polled_at",
+        "last_succeeded_at",
+        "failures",
+        "last_error",
+        "due_at",
+        "leased_until",
+    )
+
+
+def as_written(text: str) -> SafeString:
+    """Hostile text for a page: escaped, line by line as it was, without bidi or control
+    characters, which could make it read as something else."""
+    visible = "".join(
+        character if character.isprintable() or character in "\n\t" else "\N{REPLACEMENT CHARACTER}"
+        for character in text.replace("\r\n", "\n")
+    )
+    return format_html(
+        '<pre class="overflow-auto whitespace-pre-wrap break-words text-xs max-h-96">{}</pre>',
+        visible,
+    )

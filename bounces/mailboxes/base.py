@@ -1,0 +1,45 @@
+"""The seam for mailboxes: where bounces lie until their result is committed.
+
+A mailbox is any class with the methods below; its constructor takes the OPTIONS as keywords and
+opens nothing. What goes wrong with the mailbox as a whole is raised as it comes: the poller backs
+off and tells a person. A mailbox never deletes mail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+
+class MailGoneError(LookupError):
+    """A mail that was listed is no longer there: somebody else moved it. It is passed over."""
+
+
+class Mailbox(Protocol):
+    """A place that mails are taken from one by one."""
+
+    def open(self) -> None:
+        """Connects, so that the rest may be called."""
+
+    def uid_validity(self) -> str:
+        """What makes uids comparable (RFC 3501 section 2.3.1.1): uids under another value are
+        those of other mails. A constant where uids are never used again. Up to 100 characters."""
+
+    def uids(self) -> Iterator[str]:
+        """The mails that are not done, the oldest first; each up to 255 characters. The poller may
+        call ``fetch`` and ``done`` before it asks for the next one."""
+
+    def fetch(self, uid: str, largest: int) -> bytes:
+        """The mail's first ``largest`` octets, and not more than that over the wire.
+
+        MailGoneError where it is no longer there."""
+
+    def done(self, uid: str) -> None:
+        """The result is committed: ``uids`` gives it no more, the mail itself stays. Calling it
+        again, or for a mail that is gone, does no harm."""
+
+    def close(self) -> None:
+        """Disconnects. Never raises after a failed ``open``."""
+
+
+MAILBOX_METHODS = ("open", "uid_validity", "uids", "fetch", "done", "close")

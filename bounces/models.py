@@ -1,0 +1,167 @@
+"""What came back: the mails as they were, and what was read of them."""
+
+from __future__ import annotations
+
+from django.db import models
+from django.db.models import Q
+from django.utils.translation import gettext_lazy as _
+
+from campaigns.models import Campaign
+from delivery.models import Delivery
+
+
+class Verdict(models.TextChoices):
+    """What became of a received mail. The first two are still open."""
+
+    NEW = "new", _("Not examined yet")
+    # It speaks of a letter whose own hand-over is not written down yet: examined again.
+    WAITING = "waiting", _("Waiting for its letter")
+    BOUNCE = "bounce", _("Bounce")
+    NOTHING = "nothing", _("Report without a bounce")
+    UNRECOGNISED = "unrecognised", _("Not recognised")
+    FAILED = "failed", _("Could not be examined")
+
+
+OPEN_VERDICTS = (Verdict.NEW, Verdict.WAITING)
+
+
+class ReceivedMail(models.Model):
+    """One mail, stored before anything is made of it. Never deleted; ``raw`` is forgotten in time.
+
+    (mailbox, uid validity, uid) is unique: a mail that is fetched twice is examined once.
+    """
+
+    mailbox = models.CharField(_("mailbox"), max_length=60)
+    uid_validity = models.CharField(max_length=100)
+    uid = models.CharField(max_length=255)
+    received_at = models.DateTimeField(_("taken in"))
+    # None: older than RAW_RETENTION_DAYS. Cut at LARGEST_MAIL_BYTES.
+    raw = models.BinaryField(null=True)
+    truncated = models.BooleanField(_("cut to size"), default=False)
+    verdict = models.CharField(
+        _("verdict"), max_length=12, choices=Verdict.choices, default=Verdict.NEW
+    )
+    # Begun, finished or not: a mail that kills its examiner is not tried for ever. The first one
+    # begins as soon as the mail is stored.
+    examinations = models.PositiveSmallIntegerField(default=1)
+    examined_at = models.DateTimeField(_("examined"), null=True)
+    # Dotted path of the detector that answered.
+    detector = models.CharField(_("detector"), max_length=200, blank=True)
+    # Why nobody was marked, or what went wrong.
+    remark = models.CharField(_("remark"), max_length=500, blank=True)
+    sender = models.CharField(_("from"), max_length=200, blank=True)
+    subject = models.CharField(_("subject"), max_length=200, blank=True)
+
+    class Meta:
+        verbose_name = _("received mail")
+        verbose_name_plural = _("received mail")
+        constraints = [
+            models.UniqueConstraint(
+                fields=["mailbox", "uid_validity", "uid"], name="received_mail_once_per_uid"
+            ),
+        ]
+        indexes = [
+            # What the poller takes up again; nearly always empty.
+            models.Index(
+                fields=["mailbox", "id"],
+                condition=Q(verdict__in=["new", "waiting"]),
+                name="received_mail_open",
+            ),
+            # What a person looks for: mail of which nothing was made.
+            models.Index(fields=["verdict", "-id"], name="received_mail_by_verdict"),
+            models.Index(
+                fields=["received_at"],
+                condition=Q(raw__isnull=False),
+                name="received_mail_with_raw",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.subject or f"{self.mailbox}/{self.uid}"
+
+
+class Kind(models.TextChoices):
+    BOUNCE = "bounce", _("Bounce")
+    COMPLAINT = "complaint", _("Complaint")
+
+
+class BounceClassChoices(models.TextChoices):
+    """bounces.classification.BounceClass for people."""
+
+    HARD = "hard", _("Hard: the address is gone")
+    SOFT = "soft", _("Soft: not this time")
+    BLOCKED = "blocked", _("Blocked: ours to mend")
+    UNDETERMINED = "undetermined", _("Undetermined")
+
+
+class Bounce(models.Model):
+    """One report of a mail. ``delivery`` is the letter that a signed token named; None: nobody's,
+    and nobody was marked."""
+
+    received_mail = models.ForeignKey(
+        ReceivedMail, on_delete=models.CASCADE, related_name="bounces", verbose_name=_("mail")
+    )
+    delivery = models.ForeignKey(
+        Delivery,
+        on_delete=models.SET_NULL,
+        null=True,
+        related_name="bounces",
+        verbose_name=_("delivery"),
+    )
+    campaign = models.ForeignKey(
+        Campaign,
+        on_delete=models.SET_NULL,
+        null=True,
+        related_name="bounces",
+        db_index=False,
+        verbose_name=_("campaign"),
+    )
+    kind = models.CharField(_("kind"), max_length=9, choices=Kind.choices, default=Kind.BOUNCE)
+    # As the mail names it; behind an alias another one than the delivery's.
+    recipient = models.CharField(_("recipient"), max_length=320, blank=True)
+    # Lower case: what a person searches for, and what tells how often an address bounced.
+    address_key = models.CharField(max_length=320, blank=True, db_index=True)
+    action = models.CharField(_("action"), max_length=30, blank=True)
+    status = models.CharField(_("status"), max_length=11, blank=True)
+    bounce_class = models.CharField(
+        _("class"), max_length=12, choices=BounceClassChoices.choices, blank=True
+    )
+    because = models.CharField(_("because"), max_length=300, blank=True)
+    diagnostic = models.TextField(_("diagnostic"), blank=True)
+    # Whether it moved its delivery to BOUNCED, and whether it suppressed the reader.
+    counted = models.BooleanField(_("counted"), default=False)
+    suppressed = models.BooleanField(_("suppressed"), default=False)
+    at = models.DateTimeField(_("when"))
+
+    class Meta:
+        verbose_name = _("bounce")
+        verbose_name_plural = _("bounces")
+        indexes = [
+            models.Index(fields=["campaign", "-id"], name="bounce_by_campaign"),
+            models.Index(fields=["bounce_class", "-id"], name="bounce_by_class"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.recipient} {self.status}".strip()
+
+
+class MailboxState(models.Model):
+    """What all hosts must know of a mailbox: who polls it, and whether it answers."""
+
+    name = models.CharField(_("mailbox"), max_length=60, unique=True)
+    last_polled_at = models.DateTimeField(_("last polled"), null=True)
+    last_succeeded_at = models.DateTimeField(_("last read without trouble"), null=True)
+    # Polls in a row that failed; each doubles the wait.
+    failures = models.PositiveIntegerField(_("failures in a row"), default=0)
+    last_error = models.CharField(_("last error"), max_length=500, blank=True)
+    due_at = models.DateTimeField(_("not before"), null=True)
+    # "": nobody polls it.
+    lease_key = models.CharField(max_length=32, blank=True)
+    leased_until = models.DateTimeField(null=True)
+
+    class Meta:
+        verbose_name = _("bounce mailbox")
+        verbose_name_plural = _("bounce mailboxes")
+
+    def __str__(self) -> str:
+        return self.name

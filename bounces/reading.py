@@ -1,0 +1,129 @@
+"""One raw mail through the configured detectors: the public door to reading bounces."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bounces.conf import bounce_settings, detectors
+from bounces.detectors.base import Detector, Explaining, IncomingMail
+from bounces.policy import class_of
+from bounces.report import BounceReport, ComplaintReport, Report
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one detector said. ``reports`` is None for "not mine", also when it raised: ``error``
+    then says what."""
+
+    detector: str
+    reports: tuple[Report, ...] | None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """``answers`` of the detectors in their order, up to the one that knew the mail; ``because``
+    in that one's own words, several lines or ""."""
+
+    answers: tuple[Answer, ...]
+    because: str
+
+    @property
+    def answer(self) -> Answer | None:
+        """The answer that counts; None when nobody knew the mail."""
+        return next((answer for answer in self.answers if answer.reports is not None), None)
+
+    def lines(self) -> list[str]:
+        """The whole explanation for a person."""
+        told = [_told(answer) for answer in self.answers]
+        told += [f"  {line}" for line in self.because.splitlines()]
+        if self.answer is None:
+            return [*told, "No detector knows this mail: nobody is marked."]
+        if not self.answer.reports:
+            return [*told, "Nobody bounced: nobody is marked."]
+        return told + [_summary(report) for report in self.answer.reports]
+
+
+def read_bounce(raw: bytes) -> list[BounceReport]:
+    """Who finally failed, according to a raw mail; [] for every other mail.
+
+    Reads at most LARGEST_MAIL_BYTES of it. That somebody is named here marks nobody yet: whether
+    the mail speaks of a letter of ours is decided by correlation.
+    """
+    answer = read_mail(incoming(raw))
+    reports = answer.reports if answer and answer.reports else ()
+    return [report for report in reports if isinstance(report, BounceReport)]
+
+
+def read_mail(mail: IncomingMail) -> Answer | None:
+    """The answer of the first detector that knows the mail; None when none does."""
+    for path, detector in detectors():
+        answer = ask(path, detector, mail)
+        if answer.reports is not None:
+            return answer
+    return None
+
+
+def ask(path: str, detector: Detector, mail: IncomingMail) -> Answer:
+    """One detector's answer. One that raises is logged and passed over: the others go on."""
+    try:
+        reports: Sequence[Report] | None = detector.detect(mail)
+        if reports is None:
+            return Answer(path, None)
+        if not all(isinstance(report, BounceReport | ComplaintReport) for report in reports):
+            raise TypeError("detect() gave something that is no report")
+        return Answer(path, tuple(reports))
+    # Somebody else's code on a hostile mail; RecursionError is an Exception too.
+    except Exception as error:
+        logger.exception("bounces.detector_failed", extra={"detector": path})
+        return Answer(path, None, f"{type(error).__name__}: {error}")
+
+
+def explain(raw: bytes) -> Explanation:
+    """Which detector answers for a raw mail, and why; nothing is written."""
+    mail = incoming(raw)
+    answers: list[Answer] = []
+    for path, detector in detectors():
+        answers.append(ask(path, detector, mail))
+        if answers[-1].reports is not None:
+            return Explanation(tuple(answers), _because(detector, mail))
+    return Explanation(tuple(answers), "")
+
+
+def incoming(raw: bytes) -> IncomingMail:
+    """The mail as detectors get it, cut to the size that is kept of one."""
+    return IncomingMail(raw[: bounce_settings().largest_mail_bytes])
+
+
+def _because(detector: Detector, mail: IncomingMail) -> str:
+    if not isinstance(detector, Explaining):
+        return ""
+    try:
+        return detector.because(mail)
+    except Exception as error:  # its answer stands; only its reasons are missing
+        logger.exception("bounces.detector_failed", extra={"detector": type(detector).__name__})
+        return f"(no reasons: {type(error).__name__}: {error})"
+
+
+def _told(answer: Answer) -> str:
+    if answer.error:
+        return f"{answer.detector}: failed and was passed over ({answer.error})"
+    if answer.reports is None:
+        return f"{answer.detector}: not mine"
+    if not answer.reports:
+        return f"{answer.detector}: mine, and nobody bounced"
+    return f"{answer.detector}: mine, {len(answer.reports)} reported"
+
+
+def _summary(report: Report) -> str:
+    if isinstance(report, ComplaintReport):
+        return f"{report.recipient or '(redacted)'} complained: {report.feedback_type}"
+    return (
+        f"{report.recipient}: action={report.action} status={report.status or '-'} "
+        f"class={class_of(report)} hard={'yes' if report.hard else 'no'}\n"
+        f"  diagnostic: {report.diagnostic or '-'}"
+    )
