@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from bounces.reading import read_bounce
 from config.demo.readers import READERS, readers
 from config.demo.world import Fate, fate_of
 
@@ -145,10 +146,9 @@ def the_report(server: Running) -> Message:
 
 
 def test_the_report_is_read_by_our_own_reader(server: Running) -> None:
-    reading = pytest.importorskip("bounces.reading")
     with server.client() as smtp:
         smtp.sendmail(RETURN_PATH, ["bounces-0001@mail.example.org"], LETTER)
-    (report,) = reading.read_bounce(the_report(server).as_bytes())
+    (report,) = read_bounce(the_report(server).as_bytes())
     assert report.recipient == "bounces-0001@mail.example.org"
     assert (report.action, report.status, report.hard) == ("failed", "5.1.1", True)
 
@@ -186,6 +186,12 @@ def test_pipelined_letters_are_answered_one_by_one_and_in_order(server: Running)
         assert answers(3) == [b"250 2.0.0", b"250 2.0.0", b"221 2.0.0"]
         lines.close()
     assert [line["event"] for line in server.log()] == ["refused", "accepted"]
+
+
+def test_a_letter_with_a_line_that_is_too_long_is_refused(server: Running) -> None:
+    with server.client() as smtp, pytest.raises(smtplib.SMTPDataError, match=r"554.*5\.6\.0"):
+        smtp.sendmail(RETURN_PATH, ["ada@mail.example.org"], LETTER + b"x" * 999 + b"\r\n")
+    assert [line["event"] for line in server.log()] == ["refused"]
 
 
 def test_the_readers_are_2000_different_people_and_one_two_and_three_percent_meet_trouble() -> None:

@@ -1,0 +1,242 @@
+"""The demo in its order: processes, import, campaign, bounces, ledger."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import django
+from django.utils import timezone
+
+from config.demo import ledger
+from config.demo.folder import Folder
+from config.demo.processes import Child, Children, answers
+from config.demo.progress import Progress
+from config.demo.readers import fates, readers, write_file
+from config.demo.terminal import BOLD, GREEN, RED, Terminal
+from config.demo.world import Fate, fate_of
+
+if TYPE_CHECKING:
+    from campaigns.models import Campaign, ImportJob
+
+START_SECONDS = 30.0
+# Ten times what it takes on two slow cores; beyond it something is wrong, and is said.
+SENDING_SECONDS = 180.0
+BOUNCES_SECONDS = 60.0
+POLL_AGAIN_SECONDS = 3.0
+DIFFERENCES_SHOWN = 20
+
+
+class ShowError(Exception):
+    """The demo cannot go on. The text is for the person at the terminal."""
+
+
+class Show:
+    """One run. ``perform`` is all of it; ``stay_open`` waits for Ctrl-C afterwards."""
+
+    def __init__(
+        self,
+        terminal: Terminal,
+        folder: Folder,
+        children: Children,
+        web_port: int,
+        smtp_port: int,
+    ) -> None:
+        self.terminal = terminal
+        self.folder = folder
+        self.children = children
+        self.web_port = web_port
+        self.smtp_port = smtp_port
+        self.password = ""
+        self.is_over = False
+
+    def perform(self) -> bool:
+        """The campaign from import to bounce; whether the ledger holds."""
+        self._set_up_django()
+        # Models can be imported from here on.
+        from config.demo import campaign as acts
+
+        with self.terminal.step("SQLite database migrated"):
+            acts.migrate()
+        self.start_processes()
+        admin, self.password = acts.make_administrator()
+        self.terminal.done(f"administrator: admin, password {self.password}")
+        with self.terminal.step(f"{write_file(self.folder.readers):,} readers imported"):
+            job = acts.import_readers(self.folder.readers)
+        campaign = acts.write_campaign(admin)
+        acts.send(campaign, admin, timezone.now())
+        self.terminal.done(f"campaign “{campaign.name}” written and scheduled for now")
+        self.watch(campaign)
+        self.collect_bounces(campaign)
+        holds = self.show_ledger(job, campaign)
+        self.is_over = True
+        return holds
+
+    def _set_up_django(self) -> None:
+        django.setup()
+        # What Django and django-q2 log in this process belongs beside the children's logs.
+        logging.basicConfig(
+            filename=self.folder.log / "demo.log",
+            format="%(asctime)s %(levelname)s %(name)s %(message)s",
+            level=logging.INFO,
+            force=True,
+        )
+
+    # ------------------------------------------------------------------ processes
+
+    def start_processes(self) -> None:
+        """Web server, SMTP server and task cluster, each known to answer or to live."""
+        with self.terminal.step(
+            f"web server on http://localhost:{self.web_port}/admin/, "
+            f"SMTP server on 127.0.0.1:{self.smtp_port}, task cluster"
+        ):
+            smtp = self._start(
+                "SMTP server", "smtp-server.log", "-m", "config.demo.smtp_server",
+                "--port", str(self.smtp_port),
+                "--maildir", str(self.folder.bounces),
+                "--log", str(self.folder.smtp_log),
+            )  # fmt: skip
+            self._start("task cluster", "qcluster.log", "manage.py", "qcluster")
+            web = self._start(
+                "web server", "web.log", "-m", "gunicorn", "config.wsgi",
+                "--bind", f"127.0.0.1:{self.web_port}",
+                "--worker-class", "gthread", "--workers", "1", "--threads", "8",
+                "--no-control-socket",
+            )  # fmt: skip
+            self.children.wait_for(smtp, lambda: answers(self.smtp_port, b"220 "), START_SECONDS)
+            request = b"HEAD /admin/login/ HTTP/1.0\r\nHost: localhost\r\n\r\n"
+            self.children.wait_for(
+                web, lambda: answers(self.web_port, b"HTTP/1.1 200", request), START_SECONDS
+            )
+
+    def _start(self, name: str, log: str, *arguments: str) -> Child:
+        child = self.children.start(name, log, [sys.executable, *arguments])
+        self.folder.note(child.pid, name)
+        return child
+
+    # ------------------------------------------------------------------ sending
+
+    def watch(self, campaign: Campaign) -> None:
+        """Draws the progress until the campaign is finished."""
+        from config.demo import campaign as acts
+
+        progress = Progress(self.terminal)
+
+        def is_finished() -> bool:
+            finished = acts.is_finished(campaign)
+            progress.show(acts.totals_of(campaign), at_once=finished)
+            return finished
+
+        self._wait_until(
+            is_finished,
+            SENDING_SECONDS,
+            lambda: f"The campaign did not finish in time; its totals: {acts.totals_of(campaign)}",
+        )
+        self.terminal.keep()
+        seconds = time.monotonic() - progress.began
+        self.terminal.done("campaign finished", seconds)
+
+    def collect_bounces(self, campaign: Campaign) -> None:
+        """Polls until every report that the SMTP server wrote has marked its letter."""
+        from config.demo import campaign as acts
+
+        expected = fates()[Fate.REPORTED]
+        began = time.monotonic()
+        polled = 0.0
+
+        def is_complete() -> bool:
+            nonlocal polled
+            reported = self._events()["reported"]
+            bounced = acts.totals_of(campaign)["bounced"]
+            self.terminal.live(f"    {reported} reports written, {bounced} of {expected} read")
+            if reported >= expected and time.monotonic() - polled > POLL_AGAIN_SECONDS:
+                polled = time.monotonic()
+                acts.poll_bounces()
+            return bounced >= expected
+
+        self._wait_until(
+            is_complete,
+            BOUNCES_SECONDS,
+            lambda: (
+                f"After {BOUNCES_SECONDS:.0f} s the SMTP server had written "
+                f"{self._events()['reported']} reports of {expected}, and "
+                f"{acts.totals_of(campaign)['bounced']} letters were marked as bounced. "
+                f"See {self.folder.log}."
+            ),
+        )
+        self.terminal.done(f"{expected} bounces read", time.monotonic() - began)
+
+    def _events(self) -> Counter[str]:
+        return Counter(line.event for line in ledger.read_log(self.folder.smtp_log))
+
+    def _wait_until(
+        self, holds: Callable[[], bool], seconds: float, failure: Callable[[], str]
+    ) -> None:
+        deadline = time.monotonic() + seconds
+        while not holds():
+            self.children.must_live()
+            if time.monotonic() > deadline:
+                raise ShowError(failure())
+            time.sleep(0.2)
+
+    # ------------------------------------------------------------------ the ledger
+
+    def show_ledger(self, job: ImportJob, campaign: Campaign) -> bool:
+        """Prints the ledger and every difference; whether there is none."""
+        from config.demo import campaign as acts
+
+        lines = ledger.read_log(self.folder.smtp_log)
+        letters = acts.letters_of(campaign)
+        totals = acts.totals_of(campaign)
+        suppressed = acts.suppressed_addresses()
+        entries = ledger.entries_of(job.new, totals, lines, sum(suppressed.values()))
+        differences = [
+            *ledger.differences(letters, lines),
+            *ledger.differences_of_totals(totals, Counter(letter.status for letter in letters)),
+            *ledger.differences_of_suppressions(suppressed),
+        ]
+        self.terminal.line()
+        for line in ledger.table(entries):
+            self.terminal.line(f"  {line}")
+        self.terminal.line()
+        if not differences:
+            self.terminal.done(
+                f"{len(letters):,} letters compared with the SMTP server's own log, one by one: "
+                "no difference"
+            )
+        for difference in differences[:DIFFERENCES_SHOWN]:
+            self.terminal.line(self.terminal.paint(f"  ✗ {difference}", RED))
+        if len(differences) > DIFFERENCES_SHOWN:
+            self.terminal.line(f"  ... and {len(differences) - DIFFERENCES_SHOWN:,} more")
+        holds = not differences and all(entry.holds for entry in entries)
+        verdict = "The ledger balances." if holds else "The ledger does NOT balance."
+        self.terminal.line(f"  {self.terminal.paint(verdict, GREEN if holds else RED)}")
+        return holds
+
+    # ------------------------------------------------------------------ afterwards
+
+    def stay_open(self) -> None:
+        """Says what can be tried, and waits for Ctrl-C; ChildError when a child dies."""
+        address = self.terminal.paint(f"http://localhost:{self.web_port}/admin/", BOLD)
+        examples = {fate: next(r for r in readers() if fate_of(r.email) is fate) for fate in Fate}
+        self.terminal.line()
+        self.terminal.line(f"  {address}   user admin, password {self.password}")
+        self.terminal.line()
+        self.terminal.line("  Worth a try:")
+        for suggestion in (
+            "the campaign's page, and one of its deliveries: the server's words, each attempt",
+            f"“Why did X (not) get it?” for {examples[Fate.REFUSED].email}",
+            f"    or for {examples[Fate.REPORTED].email}, {examples[Fate.DEFERRED_ONCE].email}",
+            "a campaign of your own to the same list: the bounced readers are left out",
+            f"the SMTP server's log: {self.folder.smtp_log}",
+        ):
+            self.terminal.line(f"    {suggestion}")
+        self.terminal.line()
+        self.terminal.line("  All is running. Ctrl-C stops everything.")
+        while True:
+            self.children.must_live()
+            time.sleep(0.5)
