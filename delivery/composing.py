@@ -45,8 +45,6 @@ def compose(
 
 
 def _compose(claimed: Claimed, letter: Letter, now: datetime) -> OutgoingMessage:
-    settings = campaign_settings()
-    signer = TokenSigner(settings.token_keys)
     message_id = message_id_of(claimed.id, claimed.campaign_id)
     content = letter.render(
         Addressee(
@@ -65,10 +63,16 @@ def _compose(claimed: Claimed, letter: Letter, now: datetime) -> OutgoingMessage
             date=now,
         )
     )
-    token = signer.sign(Purpose.RETURN_PATH, claimed.id)
+    envelope = envelope_of(claimed.id, claimed.rcpt_to, letter.from_email)
+    return OutgoingMessage(claimed.id, envelope, content, message_id)
+
+
+def envelope_of(delivery_id: int, rcpt_to: str, from_email: str) -> Envelope:
+    """The envelope of a delivery: a return path of its own (VERP), or the author's address where
+    the settings name none."""
     pattern = delivery_settings().return_path
-    mail_from = pattern.replace("{token}", token) if pattern else letter.from_email
-    return OutgoingMessage(claimed.id, Envelope(mail_from, claimed.rcpt_to), content, message_id)
+    token = TokenSigner(campaign_settings().token_keys).sign(Purpose.RETURN_PATH, delivery_id)
+    return Envelope(pattern.replace("{token}", token) if pattern else from_email, rcpt_to)
 
 
 def message_id_of(delivery_id: int, campaign_id: int) -> str:

@@ -14,6 +14,7 @@ from django.dispatch import Signal
 from django.utils.translation import gettext as _
 
 from delivery.models import Attempt, Delivery
+from delivery.outcomes import Phase
 from delivery.states import DeliveryStatus
 
 # Sent while a story is told. Argument: delivery. Receivers return list[StoryLine], [] for nothing.
@@ -68,7 +69,9 @@ def _attempts(delivery: Delivery) -> Iterator[StoryLine]:
 
 def _verdict(attempt: Attempt) -> str:
     """What an attempt came to, and whose trouble it was, in words."""
-    match attempt.outcome.lower():
+    match attempt.outcome:
+        case "rejected" if attempt.phase == Phase.LOCAL:
+            return _("Our own trouble: this letter could not be written for this reader")
         case "deferred":
             return _("Refused for now by the reader's side: it uses an attempt")
         case "rejected":
@@ -83,7 +86,7 @@ def _verdict(attempt: Attempt) -> str:
 
 def _tone(attempt: Attempt) -> str:
     return {"rejected": "bad", "deferred": "warning", "unconfirmed": "warning"}.get(
-        attempt.outcome.lower(), "neutral"
+        attempt.outcome, "neutral"
     )
 
 
@@ -116,16 +119,11 @@ def _ending(delivery: Delivery) -> Iterator[StoryLine]:
     if settled is None:
         return
     match status:
-        case DeliveryStatus.SENT | DeliveryStatus.BOUNCED:
-            reply = (
-                f"{delivery.code} {delivery.reply}" if delivery.code is not None else delivery.reply
-            )
-            yield StoryLine(
-                settled,
-                _("Accepted by the provider's server: sent, not yet proof of delivery"),
-                reply,
-                "good",
-            )
+        case DeliveryStatus.SENT:
+            yield _accepted(delivery, settled)
+        case DeliveryStatus.BOUNCED if not _was_in_doubt(delivery):
+            # settled_at is now the day of the bounce. What came back is told by who received it.
+            yield _accepted(delivery, delivery.handed_over_at or delivery.queued_at)
         case DeliveryStatus.UNCONFIRMED:
             yield StoryLine(settled, _("In doubt"), unconfirmed_in_words(), "warning")
         case DeliveryStatus.EXPIRED:
@@ -146,3 +144,16 @@ def _ending(delivery: Delivery) -> Iterator[StoryLine]:
             yield StoryLine(
                 settled, _("Cancelled with its campaign, before it was sent"), tone="warning"
             )
+
+
+def _accepted(delivery: Delivery, at: datetime) -> StoryLine:
+    reply = f"{delivery.code} {delivery.reply}" if delivery.code is not None else delivery.reply
+    return StoryLine(
+        at, _("Accepted by the provider's server: sent, not yet proof of delivery"), reply, "good"
+    )
+
+
+def _was_in_doubt(delivery: Delivery) -> bool:
+    """Whether the last attempt ended without an answer: then there was no acceptance to tell."""
+    attempts = list(delivery.attempt_log.all())
+    return bool(attempts) and attempts[-1].status == DeliveryStatus.UNCONFIRMED
