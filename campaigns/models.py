@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
@@ -634,7 +635,7 @@ class ImportJob(models.Model):
     def finished(self) -> bool:
         return self.status == ImportStatus.FINISHED
 
-    def move(self, sources: set[str], target: str, **fields: Any) -> bool:
+    def move(self, sources: Collection[str], target: str, **fields: Any) -> bool:
         """Changes the state and the fields; False when the import is in none of the sources."""
         moved = ImportJob.objects.filter(pk=self.pk, status__in=sources).update(
             status=target, **fields
