@@ -1,0 +1,40 @@
+"""Quoted-printable (RFC 2045 section 6.7), written so that pieces can be joined.
+
+A *segment* begins at column 0 and ends with a line break: a hard one where its text ends with one,
+a soft one (``=`` CRLF) otherwise. Segments joined in any order and number decode to their texts
+joined, and no line is longer than 76 characters, whatever the texts were.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+
+LONGEST_LINE = 76
+SOFT_BREAK = "=\r\n"
+
+_LINE_ENDS = re.compile(r"\r\n?")
+# binascii.b2a_qp encodes a space before a line end after it has measured the line.
+_TOO_LONG = re.compile(rb"^([^\n]{74,})(=20|=09)$", re.MULTILINE)
+
+
+def encode(text: str) -> str:
+    """The text in quoted-printable, its line ends as CRLF; a lone surrogate becomes "?"."""
+    raw = _LINE_ENDS.sub("\n", text).encode("utf-8", "replace")
+    lines = _TOO_LONG.sub(rb"\1=\n\2", binascii.b2a_qp(raw, istext=True))
+    return lines.replace(b"\n", b"\r\n").decode("ascii")
+
+
+def segment(text: str) -> str:
+    """The text as a segment; nothing for nothing."""
+    encoded = encode(text)
+    if not encoded or encoded.endswith("\n"):
+        return encoded
+    last = len(encoded) - encoded.rfind("\n") - 1
+    if last < LONGEST_LINE:
+        return encoded + SOFT_BREAK
+    # No room for the "=": the line is cut, but not within the three characters of one octet.
+    cut = len(encoded) - 1
+    while "=" in encoded[cut - 2 : cut]:
+        cut -= 1
+    return encoded[:cut] + SOFT_BREAK + encoded[cut:] + SOFT_BREAK
