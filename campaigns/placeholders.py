@@ -44,15 +44,21 @@ class HiddenTags:
         """The tag behind a placeholder; None when several, or something else, were hidden."""
         return self._pieces[number] if number < len(self._pieces) else None
 
-    def source(self, number: int) -> str:
-        """What stands behind a placeholder, as it was written."""
-        return self._hidden[number]
+    @property
+    def stretches(self) -> list[str]:
+        """What was hidden as more than one tag: conditional attributes, style sheets."""
+        return self._hidden[len(self._pieces) :]
 
-    def pieces_in(self, text: str) -> Iterator[tuple[int, Piece]]:
-        """The placeholders within an attribute's value: where, and what."""
-        for match in self._word.finditer(text):
-            if (piece := self.piece(int(match[1]))) is not None:
-                yield match.start(), piece
+    def tags_and_text(self, value: str) -> Iterator[tuple[int | None, str]]:
+        """An attribute's value in order: (number, "") for a placeholder, (None, text) otherwise."""
+        position = 0
+        for match in self._word.finditer(value):
+            if match.start() > position:
+                yield None, value[position : match.start()]
+            yield int(match[1]), ""
+            position = match.end()
+        if position < len(value):
+            yield None, value[position:]
 
     def reveal(self, text: str) -> str:
         """The text with its tags; everything else in it stays text, also where it looks like one
