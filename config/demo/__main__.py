@@ -72,7 +72,7 @@ def run(options: argparse.Namespace, terminal: Terminal, folder: Folder) -> int:
     # This process is one of those that live in it: it uses the product's own functions.
     os.environ.clear()
     os.environ.update(environment)
-    with Children(environment, folder, folder.log) as children:
+    with Children(environment, folder.log, [folder.lock_descriptor]) as children:
         show = Show(terminal, folder, children, web_port, smtp_port)
         try:
             holds = show.perform()

@@ -12,19 +12,15 @@ from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
-from django.contrib.auth import get_user_model
-from django.contrib.auth.models import AbstractUser
+from django.contrib.auth.models import User
 from django.core.management import call_command
 from django_q.tasks import async_task
 
-from campaigns.conf import campaign_settings
 from campaigns.editions import freeze
 from campaigns.models import Campaign, CampaignTotals, ImportJob, MailingList, Suppression
 from campaigns.states import CampaignStatus, SuppressionReason
-from campaigns.tokens import Purpose, TokenSigner
 from config.demo.ledger import Letter
-from delivery.composing import message_id_of
-from delivery.conf import delivery_settings
+from delivery.composing import envelope_of, message_id_of
 from delivery.models import Delivery
 
 LIST_NAME = "The Harbour Letter"
@@ -35,11 +31,10 @@ def migrate() -> None:
     call_command("migrate", interactive=False, verbosity=0)
 
 
-def make_administrator() -> tuple[AbstractUser, str]:
+def make_administrator() -> tuple[User, str]:
     """The user "admin" with a new password."""
     password = secrets.token_urlsafe(9)
-    users = get_user_model()._default_manager
-    return users.create_superuser("admin", "admin@example.org", password), password  # type: ignore[attr-defined]
+    return User.objects.create_superuser("admin", "admin@example.org", password), password
 
 
 def import_readers(file: Path) -> ImportJob:
@@ -47,11 +42,12 @@ def import_readers(file: Path) -> ImportJob:
     MailingList.objects.create(
         name=LIST_NAME, label="harbour-letter", description="Four letters a year from the island."
     )
-    call_command("import_subscribers", str(file), list=LIST_NAME, stdout=io.StringIO())
+    said = io.StringIO()
+    call_command("import_subscribers", str(file), list=LIST_NAME, stdout=said, stderr=said)
     return ImportJob.objects.latest("id")
 
 
-def write_campaign(by: AbstractUser) -> Campaign:
+def write_campaign(by: User) -> Campaign:
     """A campaign as somebody would have written it, not yet scheduled."""
     campaign = Campaign.objects.create(
         name="Harbour Letter 41",
@@ -67,7 +63,7 @@ def write_campaign(by: AbstractUser) -> Campaign:
     return campaign
 
 
-def send(campaign: Campaign, by: AbstractUser, now: datetime) -> None:
+def send(campaign: Campaign, by: User, now: datetime) -> None:
     """*Send*, as the admin's button does it."""
     if not campaign.schedule(now, edition=freeze(campaign), by=by):
         raise RuntimeError(f"{campaign} could not be scheduled: it is {campaign.status}")
@@ -89,18 +85,15 @@ def poll_bounces() -> None:
 
 def letters_of(campaign: Campaign) -> list[Letter]:
     """Every letter of the campaign, with the return path and the Message-ID that are its own."""
-    signer = TokenSigner(campaign_settings().token_keys)
-    pattern = delivery_settings().return_path
+    rows = Delivery.objects.filter(campaign=campaign, is_test=False)
     return [
         Letter(
             rcpt_to=rcpt_to,
             status=status,
-            return_path=pattern.replace("{token}", signer.sign(Purpose.RETURN_PATH, delivery_id)),
+            return_path=envelope_of(delivery_id, rcpt_to, campaign.from_email).mail_from,
             message_id=message_id_of(delivery_id, campaign.pk),
         )
-        for delivery_id, rcpt_to, status in Delivery.objects.filter(
-            campaign=campaign, is_test=False
-        ).values_list("id", "rcpt_to", "status")
+        for delivery_id, rcpt_to, status in rows.values_list("id", "rcpt_to", "status")
     ]
 
 

@@ -54,10 +54,21 @@ class Folder:
         """demo/ in Pennypost's own folder for data: PENNYPOST_VAR, or var/ of this project."""
         return cls(Path(os.environ.get("PENNYPOST_VAR", BASE_DIR / "var")).resolve() / "demo")
 
-    log = property(lambda self: self.path / "log")
-    readers = property(lambda self: self.path / "readers.csv")
-    bounces = property(lambda self: self.path / "bounces")
-    smtp_log = property(lambda self: self.path / "smtp-server.jsonl")
+    @property
+    def log(self) -> Path:
+        return self.path / "log"
+
+    @property
+    def readers(self) -> Path:
+        return self.path / "readers.csv"
+
+    @property
+    def bounces(self) -> Path:
+        return self.path / "bounces"
+
+    @property
+    def smtp_log(self) -> Path:
+        return self.path / "smtp-server.jsonl"
 
     def __enter__(self) -> Folder:
         self.path.mkdir(parents=True, exist_ok=True)

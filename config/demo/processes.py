@@ -9,13 +9,13 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 # A django-q2 worker ends its letters on the wire first; then it is killed.
 GRACE_SECONDS = 10.0
-TAIL_LINES = 15
+TAIL_LINES = 30
 
 
 class ChildError(Exception):
@@ -38,18 +38,17 @@ class Child:
     def is_alive(self) -> bool:
         return self.process.poll() is None
 
-    def tail(self) -> str:
-        """The last lines of its log, indented."""
+    def ending(self) -> str:
+        """The last lines of its log, introduced and indented, for a message."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
-        return "\n".join(f"    {line}" for line in lines) or "    (it wrote nothing)"
+        tail = "\n".join(f"    {line}" for line in lines) or "    (it wrote nothing)"
+        return f"The end of {self.log}:\n{tail}"
 
     def must_live(self) -> None:
         """ChildError with the end of its log when it is dead."""
         if not self.is_alive:
-            raise ChildError(
-                f"The {self.name} ended with status {self.process.returncode}. "
-                f"The end of {self.log}:\n{self.tail()}"
-            )
+            status = self.process.returncode
+            raise ChildError(f"The {self.name} ended with status {status}. {self.ending()}")
 
 
 @dataclass
@@ -104,7 +103,7 @@ class Children:
             if time.monotonic() > deadline:
                 raise ChildError(
                     f"The {child.name} did not answer within {seconds:.0f} seconds. "
-                    f"The end of {child.log}:\n{child.tail()}"
+                    f"{child.ending()}"
                 )
             time.sleep(0.05)
 
@@ -127,7 +126,7 @@ class Children:
 
 
 @contextlib.contextmanager
-def _uninterrupted():  # type: ignore[no-untyped-def]
+def _uninterrupted() -> Iterator[None]:
     """A second Ctrl-C or SIGTERM must not leave half of the children behind."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}

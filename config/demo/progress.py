@@ -34,7 +34,7 @@ class Progress:
             f"{settled:>5,} of {total:,}  {self.pace(settled):>4.0f}/s  {counts or 'starting'}"
         )
         # The same width from the first to the last drawing, whatever the numbers are.
-        room = min(max(self.terminal.width - NUMBERS_WIDTH, 10), 40)
+        room = min(max(self.terminal.width - NUMBERS_WIDTH, 16), 40)
         bar = self.terminal.bar(
             [
                 (totals["sent"] + totals["bounced"], GREEN),

@@ -27,7 +27,7 @@ class Terminal:
         self.redraws = is_terminal
         self.colours = is_terminal and "NO_COLOR" not in os.environ
         self._drawn = False
-        self._last_plain = 0.0
+        self._printed, self._printed_at = "", 0.0
         self._characters = (self.out.encoding or "ascii").lower().replace("-", "")
 
     @property
@@ -43,12 +43,15 @@ class Terminal:
         self._drawn = False
 
     def live(self, text: str, *, at_once: bool = False) -> None:
-        """The living line: redrawn, or printed once a second (``at_once``: in any case)."""
+        """The living line: redrawn, or printed once a second when it is another one
+        (``at_once``: in any case)."""
         if self.redraws:
             self._write("\r\x1b[K" + text)
             self._drawn = True
-        elif at_once or time.monotonic() - self._last_plain >= PLAIN_SECONDS:
-            self._last_plain = time.monotonic()
+            return
+        was_long_ago = time.monotonic() - self._printed_at >= PLAIN_SECONDS
+        if at_once or (was_long_ago and text != self._printed):
+            self._printed, self._printed_at = text, time.monotonic()
             self._write(text + "\n")
 
     def keep(self) -> None:
