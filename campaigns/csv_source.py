@@ -216,13 +216,13 @@ class PhysicalLines:
         self._waiting.extendleft(reversed(others))
         self.number -= len(others)
         self.offset = first.end
-        return first.text or ""
+        return (first.text or "").rstrip("\r\n")
 
     def _read_line(self) -> _Line:
         search_from, too_long = self._at, False
         while (end := self._find_newline(search_from)) < 0:
             pending = len(self._buffer) - self._at
-            if pending > LARGEST_RECORD_BYTES:
+            if too_long or pending > LARGEST_RECORD_BYTES:
                 too_long, pending = True, pending % self._unit
             chunk = self._file.read(CHUNK_BYTES)
             if not chunk:
