@@ -11,11 +11,12 @@ from pathlib import Path
 
 import dj_database_url
 from csp.constants import NONE, SELF
+from django.templatetags.static import static
 from django.urls import reverse_lazy
 from django.utils.translation import gettext_lazy as _
 
 BASE_DIR = Path(__file__).resolve().parent.parent
-# Everything that Pennypost writes on its own disk (SQLite, uploads, maildirs); never under version control.
+# Everything that Pennypost writes on its own disk; never under version control.
 VAR_DIR = Path(os.environ.get("PENNYPOST_VAR", BASE_DIR / "var"))
 VAR_DIR.mkdir(parents=True, exist_ok=True)
 
@@ -129,12 +130,15 @@ CAMPAIGNS = {
     "LARGEST_IMPORT_MB": int(os.environ.get("LARGEST_IMPORT_MB", "200")),
 }
 
+WORKERS = int(os.environ.get("DELIVERY_WORKERS", "5"))
 DELIVERY = {
-    "WORKERS": int(os.environ.get("DELIVERY_WORKERS", "5")),
+    "WORKERS": WORKERS,
     "CYCLE_BATCH_SIZE": int(os.environ.get("DELIVERY_CYCLE_BATCH_SIZE", "10")),
     "SEND_BATCH_SIZE": int(os.environ.get("DELIVERY_SEND_BATCH_SIZE", "5")),
     # VERP: each letter has a MAIL FROM of its own, so that a bounce names its letter.
     "RETURN_PATH": os.environ.get("RETURN_PATH", "bounce+{token}@bounces.example.org"),
+    # Flight recorders: on this machine's own disk, not on a shared one.
+    "RECORDERS": VAR_DIR / "recorders",
     "RETRY_AFTER": [
         timedelta(seconds=float(seconds))
         for seconds in words("DELIVERY_RETRY_SECONDS", "300,900,1800,3600,7200,14400")
@@ -177,7 +181,7 @@ Q_CLUSTER = {
     "name": "pennypost",
     "orm": "default",
     # The pool of each provider, and room for coordinator, imports and the bounce poller beside it.
-    "workers": int(os.environ.get("Q_WORKERS", str(DELIVERY["WORKERS"] + 3))),
+    "workers": int(os.environ.get("Q_WORKERS", str(WORKERS + 3))),
     "poll": 0.5,
     # A slice takes 20 s; a task that hangs ten minutes has lost its lease long ago.
     "timeout": 900,
@@ -249,6 +253,8 @@ UNFOLD = {
     "SHOW_HISTORY": True,
     "SHOW_VIEW_ON_SITE": False,
     "BORDER_RADIUS": "8px",
+    "STYLES": [lambda request: static("campaigns/admin.css")],
+    "DASHBOARD_CALLBACK": "campaigns.admin.dashboard.dashboard",
     "COLORS": {
         "primary": {
             "50": "238 246 255",

@@ -37,14 +37,15 @@ def compose(
     messages, unwritable = [], []
     for claimed in claims:
         try:
-            messages.append(_compose(claimed, _letter(claimed.edition_id), now))
+            messages.append(_compose(claimed, now))
         except LetterError as error:
             reply = Reply.of(Phase.LOCAL, None, f"The letter could not be written: {error}")
             unwritable.append(Unwritable(claimed, Rejected(reply, rule="unwritable")))
     return messages, unwritable
 
 
-def _compose(claimed: Claimed, letter: Letter, now: datetime) -> OutgoingMessage:
+def _compose(claimed: Claimed, now: datetime) -> OutgoingMessage:
+    letter, from_email = _letter(claimed.edition_id)
     message_id = message_id_of(claimed.id, claimed.campaign_id)
     content = letter.render(
         Addressee(
@@ -84,6 +85,7 @@ def message_id_of(delivery_id: int, campaign_id: int) -> str:
 
 
 @lru_cache(maxsize=16)
-def _letter(edition_id: int) -> Letter:
-    """An edition never changes once it is written, so it is read and compiled once a process."""
-    return letter_of(Edition.objects.get(pk=edition_id))
+def _letter(edition_id: int) -> tuple[Letter, str]:
+    """The letter and its From address, read and compiled once a process."""
+    edition = Edition.objects.get(pk=edition_id)
+    return letter_of(edition), edition.from_email

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from django.conf import settings
@@ -63,6 +64,8 @@ class DeliverySettings:
     # Last week's newsletter is worth less than none.
     max_age: timedelta = timedelta(hours=24)
     return_path: str = ""
+    # Where workers keep their flight recorders: a folder on this machine's own disk.
+    recorders: Path | None = None
     providers: Mapping[str, ProviderSettings] = field(default_factory=dict)
 
 
@@ -95,6 +98,9 @@ _SIMPLE: dict[str, tuple[str, type, Callable[[Any], bool], int, str]] = {
 }  # fmt: skip
 
 
+_OTHERS = {"RETRY_AFTER", "RETURN_PATH", "RECORDERS", "PROVIDERS"}
+
+
 def read_settings(raw: Any) -> tuple[DeliverySettings, list[Problem]]:
     """What ``raw`` says, as far as it can be understood, and every mistake in it."""
     problems: list[Problem] = []
@@ -110,13 +116,14 @@ def read_settings(raw: Any) -> tuple[DeliverySettings, list[Problem]]:
                 problems.append(Problem(number, f"DELIVERY[{key!r}] = {value!r} cannot be.", hint))
             else:
                 values[attribute] = value
-        elif key not in {"RETRY_AFTER", "RETURN_PATH", "PROVIDERS"}:
-            known = ", ".join(sorted([*_SIMPLE, "RETRY_AFTER", "RETURN_PATH", "PROVIDERS"]))
+        elif key not in _OTHERS:
+            known = ", ".join(sorted([*_SIMPLE, *_OTHERS]))
             problems.append(
                 Problem(9, f"DELIVERY has an unknown key {key!r}.", f"Known keys: {known}.")
             )
     if "RETRY_AFTER" in raw:
         values["retry_after"] = _retry_after(raw["RETRY_AFTER"], problems)
+    values["recorders"] = _recorders(raw.get("RECORDERS"), problems)
     values["return_path"] = _return_path(raw.get("RETURN_PATH", ""), problems)
     values["providers"] = _providers(raw.get("PROVIDERS"), problems)
     return DeliverySettings(**values), problems
@@ -133,6 +140,16 @@ def _retry_after(raw: Any, problems: list[Problem]) -> tuple[timedelta, ...]:
         problems.append(Problem(10, f"DELIVERY['RETRY_AFTER'] = {raw!r} cannot be.", hint))
         return DEFAULT_RETRY_AFTER
     return tuple(raw)
+
+
+def _recorders(raw: Any, problems: list[Problem]) -> Path | None:
+    if raw is None:
+        return None
+    if not isinstance(raw, (str, Path)) or not Path(raw).is_absolute():
+        hint = "An absolute path on this machine's own disk; None keeps no flight recorder."
+        problems.append(Problem(29, f"DELIVERY['RECORDERS'] = {raw!r} cannot be.", hint))
+        return None
+    return Path(raw)
 
 
 def _return_path(raw: Any, problems: list[Problem]) -> str:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from pathlib import Path
+from random import Random
 
 from django.db.models import F, Sum, Value
 
@@ -13,6 +15,7 @@ from campaigns.models import Campaign, CampaignTotals
 from campaigns.states import CampaignStatus
 from delivery import leases, limits, queue
 from delivery.conf import DeliverySettings
+from delivery.reclaim import reclaim_all
 from delivery.states import IN_HAND, WAITING
 
 logger = logging.getLogger(__name__)
@@ -25,11 +28,17 @@ Start = Callable[[str, int], None]
 
 
 def coordinate(
-    settings: DeliverySettings, clock: Clock, start_workers: Start, budget: timedelta
+    settings: DeliverySettings,
+    clock: Clock,
+    start_workers: Start,
+    budget: timedelta,
+    *,
+    dice: Random,
+    recorders: Path | None,
 ) -> bool:
     """One round of everything; True when it ran out of time and wants another at once."""
     end = clock() + budget
-    reclaim(clock())
+    reclaim_all(settings, clock(), dice, recorders)
     start_due(clock())
     unfinished = False
     for campaign in _open_campaigns():
@@ -89,20 +98,6 @@ def sweep_cancelled(campaign_id: int, clock: Clock, end: datetime) -> bool:
         if clock() >= end:
             return True
     return False
-
-
-def reclaim(now: datetime) -> int:
-    """Takes back the letters of workers that were not heard of in time; how many are in doubt."""
-    doubts = 0
-    for lease in leases.expired(now):
-        released, unconfirmed = queue.reclaim(lease.claim_key, lease.holder, now)
-        leases.give_back(lease)
-        doubts += unconfirmed
-        logger.warning(
-            "delivery.reclaimed",
-            extra={"holder": lease.holder, "released": released, "unconfirmed": unconfirmed},
-        )
-    return doubts
 
 
 def top_up(settings: DeliverySettings, now: datetime, start_workers: Start) -> None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.db import transaction
-from django.db.models import Q
 
 from delivery.models import WorkerLease
 
@@ -77,11 +76,11 @@ def give_back(lease: Lease) -> None:
     )
 
 
-def expired(now: datetime) -> list[Lease]:
-    """The places whose holders were not heard of in time."""
-    rows = WorkerLease.objects.filter(Q(claim_key__isnull=False), expires_at__lt=now)
+def held() -> list[tuple[Lease, datetime]]:
+    """The places that somebody holds, dead or alive, and when each runs out."""
+    rows = WorkerLease.objects.filter(claim_key__isnull=False, expires_at__isnull=False)
     return [
-        Lease(row.provider, row.slot, row.claim_key, row.holder)
+        (Lease(row.provider, row.slot, row.claim_key, row.holder), row.expires_at)
         for row in rows
-        if row.claim_key is not None
+        if row.claim_key is not None and row.expires_at is not None
     ]

@@ -172,7 +172,7 @@ def _lock_due(which: Q, limit: int, now: datetime) -> list[dict[str, Any]]:
         status=SubscriptionStatus.SUBSCRIBED,
         mailing_list__campaigns=OuterRef("campaign_id"),
     )
-    return list(
+    rows = (
         Delivery.objects.filter(which, status__in=[_S.QUEUED, _S.DEFERRED], due_at__lte=now)
         .order_by("campaign_id", "due_at", "id")
         .select_for_update(skip_locked=True, of=("self",))
@@ -183,6 +183,7 @@ def _lock_due(which: Q, limit: int, now: datetime) -> list[dict[str, Any]]:
             is_suppressed=Exists(suppressed), is_subscribed=Exists(subscribed),
         )[:limit]
     )  # fmt: skip
+    return [dict(row) for row in rows]
 
 
 def _still_wanted(row: Mapping[str, Any]) -> bool:
@@ -269,13 +270,36 @@ def settle(
 ) -> list[int]:
     """SENDING -> what the outcome says, for the rows still held under this lease; their ids.
 
-    Whatever is no acceptance gets its Attempt row. Bad addresses are suppressed.
+    Whatever is no acceptance gets its Attempt row. Bad addresses are suppressed. Rows that were
+    meanwhile called UNCONFIRMED because this worker seemed dead are settled too: its knowledge
+    is the evidence that they wait for.
     """
     if not settled:
         return []
-    rows = _update_settled(lease, settled, now)
+    written = _write_settled(lease, settled, _S.SENDING, now)
+    missing = set(written) ^ {claimed.id for claimed, _outcome, _settlement in settled}
+    if missing:
+        # Only final answers: a campaign that has finished since cannot take a letter back.
+        late = [
+            entry
+            for entry in settled
+            if entry[0].id in missing and entry[2].status in {_S.SENT, _S.REJECTED}
+        ]
+        written += _write_settled(lease, late, _S.UNCONFIRMED, now)
+    return written
+
+
+def _write_settled(
+    lease: Lease,
+    settled: Sequence[tuple[Claimed, Outcome, Settlement]],
+    source: DeliveryStatus,
+    now: datetime,
+) -> list[int]:
+    if not settled:
+        return []
+    rows = _update_settled(lease, settled, source, now)
     by_id = {claimed.id: (claimed, outcome, settlement) for claimed, outcome, settlement in settled}
-    _count(((row[1], row[2], _S.SENDING, by_id[row[0]][2].status) for row in rows), lease.slot + 1)
+    _count(((row[1], row[2], source, by_id[row[0]][2].status) for row in rows), lease.slot + 1)
     mine = [by_id[row[0]] for row in rows]
     Attempt.objects.bulk_create(
         Attempt(
@@ -305,7 +329,10 @@ def settle(
 
 
 def _update_settled(
-    lease: Lease, settled: Sequence[tuple[Claimed, Outcome, Settlement]], now: datetime
+    lease: Lease,
+    settled: Sequence[tuple[Claimed, Outcome, Settlement]],
+    source: DeliveryStatus,
+    now: datetime,
 ) -> list[tuple[int, int, bool]]:
     """One UPDATE for all outcomes of a wave. VALUES names its columns column1, column2 ... on
     both databases."""
@@ -333,7 +360,7 @@ def _update_settled(
              WHERE {table}.id = v.column1 AND {table}.claim_key = %s AND {table}.status = %s
             RETURNING {table}.id, {table}.campaign_id, {table}.is_test
             """,
-            [_as_parameter(now), *values, lease.claim_key, _S.SENDING.value],
+            [_as_parameter(now), *values, lease.claim_key, source.value],
         )
         return list(cursor.fetchall())
 
@@ -353,36 +380,66 @@ def holds(claim_key: int) -> bool:
 # ---------------------------------------------------------------------------------- after a crash
 
 
-def reclaim(claim_key: int, holder: str, now: datetime) -> tuple[int, int]:
-    """Takes back what a dead worker held: (released, unconfirmed).
+def sending(lease: Lease) -> list[Claimed]:
+    """What a worker had handed over and not settled; without the readers' fields."""
+    rows = Delivery.objects.filter(claim_key=lease.claim_key, status=_S.SENDING).values(
+        "id", "campaign_id", "edition_id", "subscriber_id", "rcpt_to", "is_test", "attempts",
+        "queued_at",
+    )  # fmt: skip
+    return [
+        Claimed(**row, name="", language="", attributes={}, list_name="", list_label="")
+        for row in rows
+    ]
 
-    CLAIMED was certainly not sent and returns to the queue. SENDING may have been sent: it is
-    UNCONFIRMED, never QUEUED.
+
+def return_unsent(lease: Lease, ids: Sequence[int]) -> int:
+    """SENDING -> QUEUED for letters that were noted and then certainly not sent."""
+    if not ids:
+        return 0
+    returned = _update_returning(
+        "status = %s, claim_key = NULL",
+        [_S.QUEUED],
+        f"status = %s AND claim_key = %s AND {_among('id', ids)}",
+        [_S.SENDING, lease.claim_key, *ids],
+    )
+    _count(((row[1], row[2], _S.SENDING, _S.QUEUED) for row in returned), lease.slot + 1)
+    return len(returned)
+
+
+def doubt(lease: Lease, now: datetime) -> int:
+    """SENDING -> UNCONFIRMED for what a dead worker left: it may have been sent. Never QUEUED.
+
+    The claim key stays: should the worker come back and know an outcome after all, that is the
+    evidence (settle).
     """
-    with transaction.atomic():
-        released = _give_up_claims(claim_key, COMMON_SHARD, None)
-        doubtful = _update_returning(
-            "status = %s, claim_key = NULL, settled_at = %s, reply = %s",
-            [_S.UNCONFIRMED, now, "The worker was lost while the letter was being handed over."],
-            "status = %s AND claim_key = %s",
-            [_S.SENDING, claim_key],
+    text = "The worker was lost while the letter was being handed over."
+    doubtful = _update_returning(
+        "status = %s, settled_at = %s, reply = %s, attempts = attempts + 1",
+        [_S.UNCONFIRMED, now, text],
+        "status = %s AND claim_key = %s",
+        [_S.SENDING, lease.claim_key],
+    )
+    _count(((row[1], row[2], _S.SENDING, _S.UNCONFIRMED) for row in doubtful), lease.slot + 1)
+    Attempt.objects.bulk_create(
+        Attempt(
+            delivery_id=row[0],
+            at=now,
+            provider=row[3],
+            outcome="unconfirmed",
+            phase=Phase.FINAL_DOT,
+            reply=f"{text} ({lease.holder})",
+            rule="worker lost",
+            used_an_attempt=True,
+            status=_S.UNCONFIRMED,
         )
-        _count(((row[1], row[2], _S.SENDING, _S.UNCONFIRMED) for row in doubtful), COMMON_SHARD)
-        Attempt.objects.bulk_create(
-            Attempt(
-                delivery_id=row[0],
-                at=now,
-                provider=row[3],
-                outcome="unconfirmed",
-                phase=Phase.FINAL_DOT,
-                reply=f"The worker {holder} was lost while the letter was being handed over.",
-                rule="worker lost",
-                used_an_attempt=True,
-                status=_S.UNCONFIRMED,
-            )
-            for row in doubtful
-        )
-    return released, len(doubtful)
+        for row in doubtful
+    )
+    return len(doubtful)
+
+
+def release_claims(lease: Lease) -> int:
+    """CLAIMED -> QUEUED for all that a dead worker had not handed over; how many."""
+    return _give_up_claims(lease.claim_key, lease.slot + 1, None)
 
 
 def _give_up_claims(claim_key: int, shard: int, ids: Sequence[int] | None) -> int:

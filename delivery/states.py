@@ -34,7 +34,8 @@ MOVES: dict[DeliveryStatus, frozenset[DeliveryStatus]] = {
     ),
     _S.DEFERRED: frozenset({_S.CLAIMED, _S.EXPIRED, _S.SUPPRESSED, _S.CANCELLED}),
     _S.SENT: frozenset({_S.BOUNCED}),
-    _S.UNCONFIRMED: frozenset({_S.SENT, _S.QUEUED, _S.BOUNCED}),
+    # By evidence, by a person, or by the worker that was taken for dead and knows the answer.
+    _S.UNCONFIRMED: frozenset({_S.SENT, _S.QUEUED, _S.BOUNCED, _S.REJECTED}),
     _S.REJECTED: frozenset(),
     _S.EXPIRED: frozenset(),
     _S.BOUNCED: frozenset(),

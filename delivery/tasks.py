@@ -32,7 +32,15 @@ def wake_workers(alias: str, count: int = 1) -> None:
 
 def coordinate() -> str:
     """One round; queues the next one at once when there was more to do than time."""
-    if coordinate_once(delivery_settings(), timezone.now, wake_workers, COORDINATOR_BUDGET):
+    settings = delivery_settings()
+    if coordinate_once(
+        settings,
+        timezone.now,
+        wake_workers,
+        COORDINATOR_BUDGET,
+        dice=Random(),
+        recorders=settings.recorders,
+    ):
         wake_coordinator()
         return "more to do"
     return "done"
@@ -46,7 +54,12 @@ def run_worker(alias: str) -> str:
     if provider_settings is None:
         return f"no provider is called {alias!r} any more"
     worker = Worker(
-        settings, provider_settings, provider_settings.make(), clock=timezone.now, dice=Random()
+        settings,
+        provider_settings,
+        provider_settings.make(),
+        clock=timezone.now,
+        dice=Random(),
+        recorders=settings.recorders,
     )
     done = asyncio.run(worker.run_slice())
     if not done.lease_was_free:

@@ -2,7 +2,8 @@
 
 The order of the writes is the promise. A letter is SENDING in a committed transaction before its
 first byte leaves; its outcome is written with the note for the next wave. A crash therefore
-leaves CLAIMED rows, certainly not sent, and at most one wave of SENDING rows in doubt.
+leaves CLAIMED rows, certainly not sent, and at most one wave of SENDING rows, of which the flight
+recorder knows all but those whose final dot was on the wire.
 """
 
 from __future__ import annotations
@@ -10,26 +11,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 from random import Random
 
-from django.db import transaction
+from django.db import InterfaceError, OperationalError, connection, transaction
 
 from delivery import leases, limits, queue
 from delivery.bridge import Bridge
 from delivery.composing import Unwritable, compose
 from delivery.conf import DeliverySettings, ProviderSettings
+from delivery.hosts import holder_name
 from delivery.leases import Lease
 from delivery.ledger import Ledger, Result
 from delivery.message import OutgoingMessage
 from delivery.outcomes import Outcome, Phase, Reply, Unavailable, Unconfirmed
-from delivery.providers.base import Provider
+from delivery.providers.base import Provider, ReportsFinalDot
 from delivery.queue import Claimed
+from delivery.recorder import FlightRecorder, recording_path
 from delivery.settlement import RetryPolicy, Settlement, settle
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,9 @@ logger = logging.getLogger(__name__)
 Clock = Callable[[], datetime]
 # A wait longer than this ends the slice: no process sleeps through a pause.
 PATIENCE = timedelta(seconds=5)
+# How long known outcomes wait for a database that went away, and how often it is asked.
+DATABASE_PATIENCE = timedelta(minutes=10)
+DATABASE_PAUSE = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +64,11 @@ class Batch:
     retry_at: datetime | None = None
 
 
-def holder_name() -> str:
-    """Who holds a lease: host and process."""
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
 class Worker:
-    """A worker of one provider. Clock, dice and provider are passed in."""
+    """A worker of one provider. Clock, dice and provider are passed in.
+
+    ``recorders``: the folder of the flight recorders on this machine's disk; None: none is kept.
+    """
 
     def __init__(
         self,
@@ -76,6 +79,7 @@ class Worker:
         clock: Clock,
         dice: Random,
         holder: str | None = None,
+        recorders: Path | None = None,
     ) -> None:
         self.settings = settings
         self.alias = provider_settings.alias
@@ -84,6 +88,8 @@ class Worker:
         self.clock = clock
         self.dice = dice
         self.holder = holder or holder_name()
+        self.recorders = recorders
+        self.recorder: FlightRecorder | None = None
         self.ledger = Ledger()
         self.stopping = asyncio.Event()
         self.lease: Lease | None = None
@@ -98,6 +104,7 @@ class Worker:
             self.lease = await bridge.call(self._take_lease)
             if self.lease is None:
                 return Slice(lease_was_free=False)
+            self._start_recorder()
             heartbeat = asyncio.create_task(self._heartbeat(bridge))
             try:
                 with self._graceful_stop():
@@ -108,6 +115,8 @@ class Worker:
                     await heartbeat
                 await self.provider.close()
                 await bridge.call(self._leave)
+                if self.recorder is not None:
+                    self.recorder.close(remove=not self.ledger.pending())
 
     async def _work(self, bridge: Bridge) -> Slice:
         end = self.clock() + self.settings.slice_length
@@ -126,7 +135,7 @@ class Worker:
         """Sends a claimed batch wave by wave; each wave's note carries the outcomes before it."""
         sent = 0
         for wave in waves(batch.messages, self.settings.send_batch_size):
-            go_on = await bridge.call(self._record_and_hand_over, batch, wave)
+            go_on = await self._commit(bridge, batch, [message.reference for message in wave])
             if not go_on:
                 break
             results = await self._send_wave([m for m in wave if m.reference in go_on], batch)
@@ -134,36 +143,68 @@ class Worker:
             sent += len(results)
             if self.stopping.is_set() or Ledger.trouble(results):
                 break
-        await bridge.call(self._record_and_hand_over, batch, [])
+        await self._commit(bridge, batch, [])
         await bridge.call(self._release)
         return sent
 
+    async def _commit(self, bridge: Bridge, batch: Batch, wave: Sequence[int]) -> set[int]:
+        """Outcomes and the next note, also when the database goes away for a while.
+
+        Nothing is sent then, and what is known is kept until it is back. Whether a commit that
+        broke had reached the disk is unknown: so its wave is not sent, and taken back.
+        """
+        give_up = self.clock() + DATABASE_PATIENCE
+        unsent: Sequence[int] = ()
+        while True:
+            try:
+                return await bridge.call(self._record_and_hand_over, batch, wave, unsent)
+            except (OperationalError, InterfaceError):
+                if self.clock() >= give_up:
+                    raise
+                logger.exception("delivery.database_away", extra={"holder": self.holder})
+                unsent, wave = [*unsent, *wave], ()
+                await bridge.call(connection.close)
+                await asyncio.sleep(DATABASE_PAUSE.total_seconds())
+
     async def _send_wave(self, wave: list[OutgoingMessage], batch: Batch) -> list[Result]:
+        results: list[Result] = []
+        letters = iter(wave)
+
+        async def runner() -> None:
+            for message in letters:
+                results.append(await self._send(message, batch.not_before[message.reference]))
+
         async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(self._send(message, batch.not_before[message.reference]))
-                for message in wave
-            ]
-        return [task.result() for task in tasks]
+            for _ in range(min(self.provider.concurrency, len(wave))):
+                group.create_task(runner())
+        return results
 
     async def _send(self, message: OutgoingMessage, not_before: datetime) -> Result:
         wait = (not_before - self.clock()).total_seconds()
         if wait > 0:
             await asyncio.sleep(wait)
+        if self.recorder is not None:
+            self.recorder.leaving(message.reference)
+            if not isinstance(self.provider, ReportsFinalDot):
+                self.recorder.final_dot(message.reference)
+        outcome = await self._outcome_of(message)
+        if self.recorder is not None:
+            self.recorder.answered(message.reference, outcome)
+        return Result(message.reference, outcome)
+
+    async def _outcome_of(self, message: OutgoingMessage) -> Outcome:
         if self.held_until is not None and self.clock() >= self.held_until:
             # The lease ran out unnoticed (a stopped machine): somebody may have reclaimed this
             # letter as doubtful, and a second copy must not leave.
             text = "The worker's lease had run out before the letter left."
-            reply = Reply.of(Phase.LOCAL, None, text)
-            return Result(message.reference, Unavailable(reply, timedelta(0), rule="lease lost"))
+            return Unavailable(Reply.of(Phase.LOCAL, None, text), timedelta(0), rule="lease lost")
         try:
-            outcome = await self.provider.send(message)
+            return await self.provider.send(message)
         except Exception as error:
             # A provider must not raise. How far the letter had come is unknown: say so.
             logger.exception("delivery.provider_raised", extra={"delivery": message.reference})
-            reply = Reply.of(Phase.FINAL_DOT, None, f"{type(error).__name__}: {error}")
-            return Result(message.reference, Unconfirmed(reply, rule="provider raised"))
-        return Result(message.reference, outcome)
+            text = f"{type(error).__name__}: {error}"
+            return Unconfirmed(Reply.of(Phase.FINAL_DOT, None, text), rule="provider raised")
 
     async def _wait_for(self, moment: datetime | None, end: datetime) -> bool:
         """Waits for a moment that is near; False when it is not worth it."""
@@ -230,8 +271,26 @@ class Worker:
             ]
             queue.settle(self.lease, settled, now)
 
-    def _record_and_hand_over(self, batch: Batch, wave: Sequence[OutgoingMessage]) -> set[int]:
-        """One commit: the outcomes known so far, and the note that the next wave is leaving."""
+    def _start_recorder(self) -> None:
+        if self.recorders is None or self.lease is None:
+            return
+        wave = min(self.settings.send_batch_size, self.settings.cycle_batch_size)
+        self.recorder = FlightRecorder(
+            recording_path(self.recorders, self.lease.claim_key),
+            self.lease.claim_key,
+            wire=wave,
+            outcomes=2 * wave,
+        )
+        if isinstance(self.provider, ReportsFinalDot):
+            self.provider.watch(self.recorder.final_dot)
+
+    def _record_and_hand_over(
+        self, batch: Batch, wave: Sequence[int], unsent: Sequence[int]
+    ) -> set[int]:
+        """One commit: the outcomes known so far, and the note that the next wave is leaving.
+
+        ``unsent``: letters whose note may or may not have been committed and that never left.
+        """
         assert self.lease is not None
         now = self.clock()
         results = self.ledger.pending()
@@ -245,6 +304,7 @@ class Worker:
                 for result in results
             ]
             queue.settle(self.lease, settled, now)
+            queue.return_unsent(self.lease, unsent)
             if trouble := Ledger.trouble(results):
                 limits.pause(self.alias, trouble, now)
                 wave = []
@@ -252,9 +312,11 @@ class Worker:
                 limits.works_again(self.alias)
             if not leases.renew(self.lease, now, self.settings.lease):
                 wave = []
-            moved = queue.hand_over(self.lease, [message.reference for message in wave], now)
+            moved = queue.hand_over(self.lease, wave, now)
         self.held_until = now + self.settings.lease
         self.ledger.written(results)
+        if self.recorder is not None:
+            self.recorder.committed(result.reference for result in results)
         return set(moved)
 
     def _settlement(self, claimed: Claimed, outcome: Outcome, now: datetime) -> Settlement:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 from delivery.message import OutgoingMessage
 from delivery.outcomes import Outcome
@@ -29,3 +30,16 @@ class Provider(Protocol):
 
     async def close(self) -> None:
         """Called once after the last letter; never raises for a broken connection."""
+
+
+@runtime_checkable
+class ReportsFinalDot(Protocol):
+    """Optional: a provider that knows the moment after which a letter may have been taken.
+
+    It calls ``note(message.reference)`` just *before* it hands the last octets over. After a crash
+    letters that had not come so far return to the queue instead of being in doubt; without this,
+    every letter given to ``send`` and not answered is in doubt.
+    """
+
+    def watch(self, note: Callable[[int], None]) -> None:
+        """Called once before ``open``."""

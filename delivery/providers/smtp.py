@@ -12,6 +12,7 @@ import contextlib
 import re
 import ssl
 import time
+from collections.abc import Callable
 
 from aiosmtplib import SMTP
 from aiosmtplib.errors import (
@@ -88,7 +89,12 @@ class SMTPProvider:
         self.final_dot_timeout = final_dot_timeout
         self.concurrency = connections
         self._tls = ssl.create_default_context(cafile=ca_file) if security != "none" else None
+        self.note_final_dot: Callable[[int], None] = lambda reference: None
         self._free: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
+
+    def watch(self, note: Callable[[int], None]) -> None:
+        """``note`` is called with a letter's reference just before its final dot is written."""
+        self.note_final_dot = note
 
     async def open(self) -> None:
         """Makes the places for connections; each connects with its first letter."""
@@ -242,6 +248,7 @@ class Connection:
             protocol = client.protocol
             if protocol is None:
                 raise SMTPServerDisconnected("Connection lost")
+            self.provider.note_final_dot(message.reference)
             protocol.write(_LEADING_DOT.sub(b"..", message.content) + b".\r\n")
             # From here on the server may have it all. write() hands to the socket or raises.
             phase = Phase.FINAL_DOT

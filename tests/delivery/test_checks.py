@@ -68,6 +68,7 @@ WRONG = {
     "E023": GOOD | provider(LIMITS={"rate": "30/minute"}),
     "E024": GOOD | provider(LIMITS=[{"rate": "30/minute", "cap": "5/day"}]),
     "E028": GOOD | provider(BACKEND="tests.delivery.test_checks.WithoutConcurrency", OPTIONS={}),
+    "E029": GOOD | {"RECORDERS": "recorders"},
     "E025": GOOD | provider(LIMITS=[{"rate": "30 per minute"}]),
 }
 

@@ -48,12 +48,11 @@ def test_a_place_is_free_again_after_it_was_given_back(now):
 
 
 @pytest.mark.django_db
-def test_an_expired_place_is_named_and_not_free_before_it_is_reclaimed(now):
+def test_a_place_whose_time_ran_out_is_not_free_before_it_is_reclaimed(now):
     leases.make_places("x", 1)
     lease = leases.take("x", 1, "host:1", now, LENGTH)
     later = now + LENGTH + timedelta(seconds=1)
-    assert leases.expired(now) == []
-    assert leases.expired(later) == [lease]
+    assert leases.held() == [(lease, now + LENGTH)]
     assert leases.take("x", 1, "host:2", later, LENGTH) is None
 
 

@@ -243,8 +243,9 @@ def test_a_worker_whose_lease_ran_out_cannot_overwrite_the_new_owner(
     claims = claim(lease, campaign, 2, now)
     ids = [c.id for c in claims]
     queue.hand_over(lease, ids[:1], now)
-    assert queue.reclaim(lease.claim_key, lease.holder, now) == (1, 1)
-    assert queue.settle(lease, settled(claims[:1], Settlement(S.SENT, OK)), now) == []
+    assert (queue.release_claims(lease), queue.doubt(lease, now)) == (1, 1)
+    deferral = Settlement(S.DEFERRED, Reply(Phase.RCPT, 450, "later"), now)
+    assert queue.settle(lease, settled(claims[:1], deferral), now) == []
     assert queue.hand_over(lease, ids[1:], now) == []
     again = claim(other_lease, campaign, 12, now)
     assert ids[1] in {c.id for c in again}
@@ -275,10 +276,27 @@ def test_a_dead_workers_claims_return_and_its_handed_over_letters_are_in_doubt(
 ):
     claims = claim(lease, campaign, 5, now)
     queue.hand_over(lease, [c.id for c in claims[:2]], now)
-    assert queue.reclaim(lease.claim_key, lease.holder, now) == (3, 2)
+    assert (queue.release_claims(lease), queue.doubt(lease, now)) == (3, 2)
     assert statuses(campaign) == {"queued": 10, "unconfirmed": 2}
     assert {a.rule for a in Attempt.objects.all()} == {"worker lost"}
-    assert queue.reclaim(lease.claim_key, lease.holder, now) == (0, 0)
+    assert (queue.release_claims(lease), queue.doubt(lease, now)) == (0, 0)
+
+
+def test_a_worker_taken_for_dead_still_brings_the_evidence_that_it_has(campaign, lease, now):
+    (claimed,) = claim(lease, campaign, 1, now)
+    queue.hand_over(lease, [claimed.id], now)
+    queue.doubt(lease, now)
+    assert queue.settle(lease, settled([claimed], Settlement(S.SENT, OK)), now) == [claimed.id]
+    assert statuses(campaign) == {"queued": 11, "sent": 1}
+
+
+def test_a_noted_letter_that_never_left_returns_to_the_queue(campaign, lease, other_lease, now):
+    claims = claim(lease, campaign, 3, now)
+    ids = [c.id for c in claims]
+    queue.hand_over(lease, ids[:2], now)
+    assert queue.return_unsent(other_lease, ids) == 0
+    assert queue.return_unsent(lease, ids) == 2
+    assert statuses(campaign) == {"queued": 11, "claimed": 1}
 
 
 # ------------------------------------------------------------------------------ the others' moves

@@ -1,0 +1,460 @@
+"""What a person may see of the machine: letters, providers, schedules. Machine rows are read-only.
+
+Replies come from outside and are shown verbatim: templates and format_html escape them, and
+nothing here marks a string as safe.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.admin.utils import unquote
+from django.contrib.admin.views.main import SEARCH_VAR
+from django.core.exceptions import PermissionDenied
+from django.core.paginator import InvalidPage, Paginator
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils import timezone
+from django.utils.text import Truncator
+from django.utils.translation import gettext_lazy as _
+from django_q.admin import FailAdmin as QFailAdmin
+from django_q.admin import QueueAdmin as QQueueAdmin
+from django_q.admin import ScheduleAdmin as QScheduleAdmin
+from django_q.admin import TaskAdmin as QTaskAdmin
+from django_q.models import Failure, OrmQ, Schedule, Success
+from unfold.admin import ModelAdmin
+from unfold.contrib.filters.admin import (
+    AutocompleteSelectFilter,
+    ChoicesDropdownFilter,
+    RadioFilter,
+)
+from unfold.decorators import display
+from unfold.views import ChangeList
+from unfold.widgets import UnfoldAdminEmailInputWidget
+
+from campaigns.addresses import address_key, normalise_address
+from campaigns.models import Campaign
+from delivery import limits
+from delivery.composing import envelope_of, message_id_of
+from delivery.conf import delivery_settings
+from delivery.listing import DeliveryPaginator, Selection
+from delivery.models import Delivery, ProviderState
+from delivery.states import DeliveryStatus
+from delivery.story import story_of, unconfirmed_in_words
+from delivery.why import asked_campaigns, why
+
+STATUS_COLOURS = {
+    DeliveryStatus.QUEUED.value: "default",
+    DeliveryStatus.CLAIMED.value: "info",
+    DeliveryStatus.SENDING.value: "info",
+    DeliveryStatus.DEFERRED.value: "warning",
+    DeliveryStatus.SENT.value: "success",
+    DeliveryStatus.UNCONFIRMED.value: "warning",
+    DeliveryStatus.REJECTED.value: "danger",
+    DeliveryStatus.EXPIRED.value: "danger",
+    DeliveryStatus.BOUNCED.value: "danger",
+    DeliveryStatus.SUPPRESSED.value: "default",
+    DeliveryStatus.CANCELLED.value: "default",
+}
+CAMPAIGN_PARAMETER = "campaign__id__exact"
+STATUS_PARAMETER = "status__exact"
+TEST_PARAMETER = "test"
+LONGEST_REPLY_IN_A_LIST = 70
+
+
+class ReadOnlyAdmin(ModelAdmin):
+    """Rows that only the machine writes."""
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+# ---------------------------------------------------------------------------------- deliveries
+
+
+class KindFilter(RadioFilter):
+    """Letters to readers, or test letters; see Selection for why never both."""
+
+    title = _("kind")
+    parameter_name = TEST_PARAMETER
+    all_option = ["", _("Letters to readers")]
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        return [("yes", _("Test letters"))]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> QuerySet[Delivery]:
+        return queryset.filter(is_test=self.value() == "yes")
+
+
+class DeliveryChangeList(ChangeList):
+    """Django's, but it always asks the paginator for one page: a wrong count must never make it
+    load the whole table."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        self.paginator = self.model_admin.get_paginator(request, self.queryset, self.list_per_page)
+        try:
+            page = self.paginator.page(self.page_num)
+        except InvalidPage as error:
+            raise IncorrectLookupParameters from error
+        self.result_list = page.object_list
+        self.result_count = self.paginator.count
+        self.full_result_count = None
+        self.show_full_result_count = False
+        self.show_admin_actions = False
+        self.can_show_all = False
+        self.multi_page = self.paginator.num_pages > 1
+
+
+def selection_of(request: HttpRequest) -> Selection:
+    """The filters of a request; what is no filter of ours does not count."""
+    campaign = request.GET.get(CAMPAIGN_PARAMETER, "")
+    status = request.GET.get(STATUS_PARAMETER, "")
+    return Selection(
+        campaign_id=int(campaign) if campaign.isdecimal() else None,
+        status=status if status in DeliveryStatus.values else None,
+        is_test=request.GET.get(TEST_PARAMETER) == "yes",
+        search=request.GET.get(SEARCH_VAR, "").strip(),
+    )
+
+
+@admin.register(Delivery)
+class DeliveryAdmin(ReadOnlyAdmin):
+    """The list of letters, a letter's story, and the question why."""
+
+    list_display = ["address", "campaign_name", "state", "tries", "last_reply", "settled"]
+    list_filter = [
+        ("campaign", AutocompleteSelectFilter),
+        ("status", ChoicesDropdownFilter),
+        KindFilter,
+    ]
+    list_filter_submit = True
+    list_filter_sheet = False
+    list_fullwidth = True
+    list_per_page = 50
+    show_full_result_count = False
+    sortable_by = ()
+    actions = None
+    search_fields = ["address_key"]
+    search_help_text = _("An address, or its beginning")
+
+    # ------------------------------------------------------------------------------- the list
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return DeliveryChangeList
+
+    def get_ordering(self, request: HttpRequest) -> list[str]:
+        return selection_of(request).order
+
+    def get_paginator(
+        self, request: HttpRequest, queryset: QuerySet[Delivery], per_page: int, *args: Any,
+        **kwargs: Any,
+    ) -> Paginator:  # type: ignore[type-arg]  # fmt: skip
+        return DeliveryPaginator(queryset, per_page, selection_of(request).known_count())
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Delivery], search_term: str
+    ) -> tuple[QuerySet[Delivery], bool]:
+        """The whole address if somebody has it, else every address that begins so."""
+        key = address_key(search_term)
+        if not key:
+            return queryset, False
+        exact = queryset.filter(address_key=key)
+        return (exact if exact.exists() else queryset.filter(address_key__startswith=key)), False
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
+        # Any other lookup would be one that no index holds and no total counts.
+        return lookup in {CAMPAIGN_PARAMETER, STATUS_PARAMETER, TEST_PARAMETER}
+
+    @display(description=_("address"))
+    def address(self, delivery: Delivery) -> str:
+        return delivery.rcpt_to
+
+    @display(description=_("campaign"))
+    def campaign_name(self, delivery: Delivery) -> str:
+        return Truncator(delivery.campaign.name).chars(50)
+
+    @display(description=_("status"), label=STATUS_COLOURS)
+    def state(self, delivery: Delivery) -> tuple[str, str]:
+        return delivery.status, delivery.get_status_display()
+
+    @display(description=_("attempts"))
+    def tries(self, delivery: Delivery) -> int:
+        return delivery.attempts
+
+    @display(description=_("last reply"))
+    def last_reply(self, delivery: Delivery) -> str:
+        return Truncator(replied(delivery.code, delivery.reply)).chars(LONGEST_REPLY_IN_A_LIST)
+
+    @display(description=_("settled"))
+    def settled(self, delivery: Delivery) -> Any:
+        return delivery.settled_at
+
+    # ------------------------------------------------------------------------------- own pages
+
+    def get_urls(self) -> list[URLPattern]:
+        own = [
+            path("why/", self.admin_site.admin_view(self.why_view), name="delivery_why"),
+        ]
+        return own + super().get_urls()
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """One letter's whole story."""
+        if request.method not in {"GET", "HEAD"}:
+            return HttpResponseNotAllowed(["GET", "HEAD"])
+        delivery = self.get_object(request, unquote(object_id))
+        if not self.has_view_permission(request, delivery):
+            raise PermissionDenied
+        if delivery is None:
+            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "title": delivery.rcpt_to,
+            "delivery": delivery,
+            "colour": STATUS_COLOURS[delivery.status],
+            "lines": story_of(delivery),
+            "now": timezone.now(),
+            "in_doubt": delivery.status == DeliveryStatus.UNCONFIRMED and unconfirmed_in_words(),
+            "envelope": envelope_of(delivery.pk, delivery.rcpt_to, delivery.edition.from_email),
+            "message_id": message_id_of(delivery.pk, delivery.campaign_id),
+            "may_ask_why": may_ask_why(request),
+            **(extra_context or {}),
+        }
+        return TemplateResponse(request, "admin/delivery/story.html", context)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Delivery]:
+        queryset: QuerySet[Delivery] = super().get_queryset(request)
+        # Not for the list: it selects ids first and joins afterwards (DeliveryPaginator).
+        match = request.resolver_match
+        if match and match.url_name == "delivery_delivery_change":
+            return queryset.select_related(
+                "campaign", "edition", "subscriber", "mailing_list"
+            ).prefetch_related("attempt_log")
+        return queryset
+
+    def why_view(self, request: HttpRequest) -> HttpResponse:
+        """Type an address, read an answer for each campaign."""
+        if not may_ask_why(request):
+            raise PermissionDenied
+        form = WhyForm(request.GET if "address" in request.GET else None)
+        context = {
+            **self.admin_site.each_context(request),
+            "title": _("Why did X (not) get it?"),
+            "form": form,
+        }
+        if form.is_bound and form.is_valid():
+            address = form.cleaned_data["address"]
+            campaigns = (
+                Campaign.objects.filter(status__in=asked_campaigns())
+                .defer("html", "text")
+                .order_by("-id")
+            )
+            page = Paginator(campaigns, 20).get_page(request.GET.get("p"))
+            context |= {
+                "address": address,
+                "page": page,
+                "answers": why(address, list(page.object_list), timezone.now()),
+            }
+        return TemplateResponse(request, "admin/delivery/why.html", context)
+
+
+class WhyForm(forms.Form):
+    address = forms.CharField(
+        label=_("address"),
+        max_length=320,
+        widget=UnfoldAdminEmailInputWidget({"placeholder": "reader@example.org"}),
+    )
+
+    def clean_address(self) -> str:
+        return normalise_address(self.cleaned_data["address"])
+
+
+def may_ask_why(request: HttpRequest) -> bool:
+    return request.user.has_perm("delivery.ask_why") or request.user.has_perm(
+        "delivery.view_delivery"
+    )
+
+
+def replied(code: int | None, reply: str) -> str:
+    """A reply on one line, as the server gave it."""
+    text = " ".join(reply.split())
+    return f"{code} {text}" if code is not None else text
+
+
+# ---------------------------------------------------------------------------------- providers
+
+
+@admin.register(ProviderState)
+class ProviderStateAdmin(ReadOnlyAdmin):
+    """The providers of the settings file, and what holds them up. Options are never shown: they
+    hold passwords."""
+
+    list_display = ["alias", "state", "until", "reason", "since", "backend"]
+    list_display_links = ["alias"]
+    sortable_by = ()
+    actions = ["open_again"]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[ProviderState]:
+        # A provider that never had trouble has no row yet, and a person looks for it here.
+        for alias in delivery_settings().providers:
+            limits.state_of(alias)
+        queryset: QuerySet[ProviderState] = super().get_queryset(request)
+        return queryset.order_by("alias")
+
+    def has_resume_provider_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("delivery.resume_provider")
+
+    @admin.action(description=_("Open again"), permissions=["resume_provider"])
+    def open_again(self, request: HttpRequest, queryset: QuerySet[ProviderState]) -> None:
+        opened = [state.alias for state in queryset if self._open(request, state)]
+        if opened:
+            self.message_user(
+                request,
+                _("Opened again: %(providers)s.") % {"providers": ", ".join(opened)},
+                messages.SUCCESS,
+            )
+        else:
+            self.message_user(request, _("They were open already."), messages.INFO)
+
+    def _open(self, request: HttpRequest, state: ProviderState) -> bool:
+        opened = limits.resume(state.alias, timezone.now())
+        if opened:
+            self.log_change(request, state, "Opened again.")
+        return opened
+
+    @display(description=_("state"), label={"open": "success", "paused": "warning", "stopped": "danger"})  # fmt: skip  # noqa: E501
+    def state(self, state: ProviderState) -> tuple[str, Any]:
+        return state_in_words(state)
+
+    @display(description=_("paused until"))
+    def until(self, state: ProviderState) -> Any:
+        return state.paused_until if state_in_words(state)[0] == "paused" else None
+
+    @display(description=_("because"))
+    def reason(self, state: ProviderState) -> str:
+        if state_in_words(state)[0] == "open":
+            return "–"
+        return Truncator(replied(None, state.because)).chars(LONGEST_REPLY_IN_A_LIST)
+
+    @display(description=_("since"))
+    def since(self, state: ProviderState) -> Any:
+        return state.paused_at if state_in_words(state)[0] != "open" else None
+
+    @display(description=_("backend"))
+    def backend(self, state: ProviderState) -> Any:
+        provider = delivery_settings().providers.get(state.alias)
+        return provider.backend.rpartition(".")[2] if provider else _("no longer in the settings")
+
+    def get_urls(self) -> list[URLPattern]:
+        own = [
+            path(
+                "<int:pk>/resume/",
+                self.admin_site.admin_view(self.resume_view),
+                name="delivery_providerstate_resume",
+            ),
+        ]
+        return own + super().get_urls()
+
+    def resume_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """The button "Open again" on a provider's page."""
+        if request.method != "POST":
+            return HttpResponseNotAllowed(["POST"])
+        if not self.has_resume_provider_permission(request):
+            raise PermissionDenied
+        page = reverse("admin:delivery_providerstate_change", args=[pk])
+        state = ProviderState.objects.filter(pk=pk).first()
+        if state is None:
+            return self._get_obj_does_not_exist_redirect(request, self.opts, str(pk))
+        if self._open(request, state):
+            self.message_user(request, _("The provider is open again."), messages.SUCCESS)
+        else:
+            self.message_user(request, _("It was open already."), messages.INFO)
+        return HttpResponseRedirect(page)
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """What holds a provider up, verbatim."""
+        if request.method not in {"GET", "HEAD"}:
+            return HttpResponseNotAllowed(["GET", "HEAD"])
+        state = self.get_object(request, unquote(object_id))
+        if not self.has_view_permission(request, state):
+            raise PermissionDenied
+        if state is None:
+            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)
+        condition, words = state_in_words(state)
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "title": state.alias,
+            "state": state,
+            "condition": condition,
+            "words": words,
+            "provider": delivery_settings().providers.get(state.alias),
+            "may_resume": self.has_resume_provider_permission(request),
+            **(extra_context or {}),
+        }
+        return TemplateResponse(request, "admin/delivery/provider.html", context)
+
+
+def state_in_words(state: ProviderState) -> tuple[str, Any]:
+    """open, paused or stopped; and the word for it."""
+    if state.stopped:
+        return "stopped", _("Stopped")
+    if limits.closed_until(state, timezone.now()) is not None:
+        return "paused", _("Paused")
+    return "open", _("Open")
+
+
+# ---------------------------------------------------------------------------------- django-q2
+
+# django-q2 registers its models with Django's own ModelAdmin, whose pages look broken inside
+# Unfold's frame. Its classes keep their behaviour and get Unfold's looks.
+for model in (Schedule, Success, Failure, OrmQ):
+    if admin.site.is_registered(model):
+        admin.site.unregister(model)
+
+
+@admin.register(Schedule)
+class ScheduleAdmin(QScheduleAdmin, ModelAdmin):
+    list_display = ["name", "func", "schedule_type", "next_run", "get_last_run", "get_success"]
+    list_display_links = ["name"]
+    list_filter = []
+
+
+@admin.register(Success)
+class SuccessAdmin(QTaskAdmin, ModelAdmin):
+    list_filter = []
+    show_full_result_count = False
+
+
+@admin.register(Failure)
+class FailureAdmin(QFailAdmin, ModelAdmin):
+    list_filter = []
+    show_full_result_count = False
+
+
+@admin.register(OrmQ)
+class QueueAdmin(QQueueAdmin, ModelAdmin):
+    list_filter = []

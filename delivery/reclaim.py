@@ -1,0 +1,135 @@
+"""What a dead worker left behind, settled as far as it can be known."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from random import Random
+
+from django.db import transaction
+
+from delivery import hosts, leases, limits, queue
+from delivery.conf import DeliverySettings
+from delivery.leases import Lease
+from delivery.ledger import Ledger, Result
+from delivery.recorder import Recording, read_recording, recording_path
+from delivery.settlement import RetryPolicy, settle
+
+logger = logging.getLogger(__name__)
+
+# A holder that is alive on this machine may only be slow, or its database away: it gets longer.
+PATIENCE_WITH_THE_LIVING = timedelta(minutes=15)
+
+
+@dataclass(frozen=True, slots=True)
+class Reclaimed:
+    """How many letters were released (certainly not sent), settled from the recording, and are in
+    doubt."""
+
+    released: int = 0
+    settled: int = 0
+    unconfirmed: int = 0
+
+
+def reclaim_all(
+    settings: DeliverySettings, now: datetime, dice: Random, recorders: Path | None
+) -> Reclaimed:
+    """Takes back what dead workers held: their leases ran out, or their processes are gone."""
+    total = Reclaimed()
+    for lease, expires_at in leases.held():
+        if not _is_dead(lease, expires_at, now):
+            continue
+        one = reclaim(lease, settings, now, dice, recorders)
+        total = Reclaimed(
+            total.released + one.released,
+            total.settled + one.settled,
+            total.unconfirmed + one.unconfirmed,
+        )
+    return total
+
+
+def _is_dead(lease: Lease, expires_at: datetime, now: datetime) -> bool:
+    if hosts.is_here(lease.holder):
+        # We can look: no need to wait for the lease, and no haste with the living.
+        return not hosts.is_alive(lease.holder) or now >= expires_at + PATIENCE_WITH_THE_LIVING
+    return now >= expires_at
+
+
+def reclaim(
+    lease: Lease,
+    settings: DeliverySettings,
+    now: datetime,
+    dice: Random,
+    recorders: Path | None,
+) -> Reclaimed:
+    """One dead worker's letters, and its place.
+
+    CLAIMED was certainly not sent and returns to the queue. SENDING is what the recording says:
+    the outcome that the worker knew, or not sent when the final dot had not been written; all
+    else, and everything where there is no recording (another host, a power cut), is UNCONFIRMED.
+    """
+    recording = _recording_of(lease, recorders)
+    with transaction.atomic():
+        released = queue.release_claims(lease)
+        settled = 0
+        if recording is not None:
+            settled, unsent = _settle_known(lease, recording, settings, now, dice)
+            released += unsent
+        unconfirmed = queue.doubt(lease, now)
+        leases.give_back(lease)
+    if recording is not None and recorders is not None:
+        recording_path(recorders, lease.claim_key).unlink(missing_ok=True)
+    reclaimed = Reclaimed(released, settled, unconfirmed)
+    logger.warning(
+        "delivery.reclaimed %s from %s", reclaimed, lease.holder, extra={"slot": lease.slot}
+    )
+    return reclaimed
+
+
+def _recording_of(lease: Lease, recorders: Path | None) -> Recording | None:
+    """The dead worker's recording; None unless the worker is certainly dead and was here."""
+    if recorders is None or not hosts.is_here(lease.holder) or hosts.is_alive(lease.holder):
+        return None
+    recording = read_recording(recording_path(recorders, lease.claim_key))
+    return recording if recording is not None and recording.claim_key == lease.claim_key else None
+
+
+def _settle_known(
+    lease: Lease, recording: Recording, settings: DeliverySettings, now: datetime, dice: Random
+) -> tuple[int, int]:
+    """(settled by their outcomes, returned as not sent)."""
+    policy = RetryPolicy(settings.retry_after, settings.max_attempts, settings.max_age)
+    open_letters = queue.sending(lease)
+    known = [claimed for claimed in open_letters if claimed.id in recording.outcomes]
+    queue.settle(
+        lease,
+        [
+            (
+                claimed,
+                recording.outcomes[claimed.id],
+                settle(
+                    recording.outcomes[claimed.id],
+                    attempts=claimed.attempts,
+                    queued_at=claimed.queued_at,
+                    now=now,
+                    policy=policy,
+                    dice=dice,
+                ),
+            )
+            for claimed in known
+        ],
+        now,
+    )
+    results = [Result(claimed.id, recording.outcomes[claimed.id]) for claimed in known]
+    if trouble := Ledger.trouble(results):
+        limits.pause(lease.provider, trouble, now)
+    if not recording.is_complete:
+        return len(known), 0
+    not_sent = [
+        claimed.id
+        for claimed in open_letters
+        if claimed.id not in recording.outcomes and not recording.on_wire.get(claimed.id, False)
+    ]
+    return len(known), queue.return_unsent(lease, not_sent)

@@ -1,0 +1,484 @@
+"""Delivery's pages in the admin: what they show, to whom, at what cost, and that they never write."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission, User
+from django.db import connection
+from django.http import HttpResponse
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+from django.utils.html import escape
+
+from campaigns.models import CampaignTotals
+from delivery import listing
+from delivery.composing import compose
+from delivery.listing import DeliveryPaginator, Selection
+from delivery.models import Delivery, ProviderState
+from delivery.queue import Claimed
+from tests.delivery.rows import a_campaign, a_letter, a_reader, an_attempt
+
+pytestmark = pytest.mark.django_db
+LIST = "admin:delivery_delivery_changelist"
+HOSTILE = '550 <script>alert(1)</script><img src=x onerror="alert(2)"> {{ 7|add:7 }}'
+
+
+def page(client: Client, name: str, *args: object, **query: object) -> HttpResponse:
+    return client.get(reverse(name, args=args), query)
+
+
+def text(answer: HttpResponse) -> str:
+    assert answer.status_code == 200, answer
+    return answer.content.decode()
+
+
+def shown(answer: HttpResponse) -> list[str]:
+    """The addresses of a list, in its order."""
+    text(answer)
+    return [delivery.rcpt_to for delivery in answer.context["cl"].result_list]
+
+
+def staff_with(*permissions: str) -> Client:
+    user = User.objects.create_user("clerk", password="x", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+# ---------------------------------------------------------------------------------- the list
+
+
+def test_the_list_shows_letters_newest_first_and_links_to_their_stories(
+    admin_client: Client, now: datetime
+) -> None:
+    campaign = a_campaign("Spring & Summer")
+    first = a_letter(campaign, "a@example.org", now, code=250, reply="2.0.0 Ok")
+    a_letter(campaign, "b@example.org", now, "rejected")
+    answer = page(admin_client, LIST)
+    assert shown(answer) == ["b@example.org", "a@example.org"]
+    html = text(answer)
+    assert reverse("admin:delivery_delivery_change", args=[first.pk]) in html
+    assert "250 2.0.0 Ok" in html
+    assert "Spring &amp; Summer" in html
+
+
+def test_the_list_can_be_narrowed_by_campaign_status_and_kind(
+    admin_client: Client, now: datetime
+) -> None:
+    spring, summer = a_campaign("Spring"), a_campaign("Summer")
+    a_letter(spring, a_reader("sent@example.org"), now)
+    a_letter(spring, a_reader("rejected@example.org"), now, "rejected")
+    a_letter(spring, a_reader("queued@example.org"), now, "queued")
+    a_letter(summer, a_reader("summer@example.org"), now)
+    a_letter(spring, "boss@example.org", now, is_test=True)
+    of_spring = {"campaign__id__exact": spring.pk}
+    assert shown(page(admin_client, LIST, **of_spring)) == [
+        "sent@example.org",
+        "rejected@example.org",
+        "queued@example.org",
+    ]
+    for status in ("sent", "rejected", "queued"):
+        found = page(admin_client, LIST, **of_spring, status__exact=status)
+        assert shown(found) == [f"{status}@example.org"]
+    assert len(shown(page(admin_client, LIST, status__exact="sent"))) == 2
+    assert shown(page(admin_client, LIST, **of_spring, test="yes")) == ["boss@example.org"]
+
+
+def test_waiting_letters_stand_in_the_order_in_which_they_will_leave(
+    admin_client: Client, now: datetime
+) -> None:
+    campaign = a_campaign()
+    for minutes in (3, 1, 2):
+        a_letter(
+            campaign,
+            a_reader(f"in{minutes}@example.org"),
+            now,
+            "deferred",
+            due_at=now + timedelta(minutes=minutes),
+        )
+    found = page(admin_client, LIST, campaign__id__exact=campaign.pk, status__exact="deferred")
+    assert shown(found) == ["in1@example.org", "in2@example.org", "in3@example.org"]
+
+
+def test_a_search_finds_the_whole_address_first_and_otherwise_its_beginning(
+    admin_client: Client, now: datetime
+) -> None:
+    campaign = a_campaign()
+    for address in ("ada@example.org", "ada@example.org.uk", "adam@example.org", "eve@example.org"):
+        a_letter(campaign, address, now)
+    assert shown(page(admin_client, LIST, q="ADA@example.org")) == ["ada@example.org"]
+    assert shown(page(admin_client, LIST, q="ada")) == [
+        "adam@example.org",
+        "ada@example.org.uk",
+        "ada@example.org",
+    ]
+    assert shown(page(admin_client, LIST, q="ad_")) == []
+    assert shown(page(admin_client, LIST, q="nobody")) == []
+
+
+def test_the_list_never_counts_the_big_table(admin_client: Client, now: datetime) -> None:
+    campaign = a_campaign()
+    for number in range(3):
+        a_letter(campaign, a_reader(f"r{number}@example.org"), now)
+    for query in (
+        {},
+        {"campaign__id__exact": campaign.pk},
+        {"status__exact": "sent"},
+        {"campaign__id__exact": campaign.pk, "status__exact": "sent"},
+    ):
+        with CaptureQueriesContext(connection) as queries:
+            answer = page(admin_client, LIST, **query)
+        assert answer.context["cl"].result_count == 3
+        counts = [sql["sql"] for sql in queries if "COUNT(" in sql["sql"]]
+        assert not [sql for sql in counts if "delivery_delivery" in sql]
+
+
+def test_a_longer_list_costs_no_more_queries(admin_client: Client, now: datetime) -> None:
+    def cost() -> int:
+        with CaptureQueriesContext(connection) as queries:
+            text(page(admin_client, LIST))
+        return len(queries)
+
+    a_letter(a_campaign("first"), "first@example.org", now)
+    page(admin_client, LIST)
+    before = cost()
+    for number in range(20):
+        a_letter(a_campaign(f"number {number}"), f"r{number}@example.org", now)
+    assert cost() == before
+
+
+def test_every_page_holds_its_own_rows_from_both_ends(now: datetime) -> None:
+    campaign = a_campaign()
+    letters = [
+        a_letter(campaign, a_reader(f"r{number:02}@example.org"), now) for number in range(23)
+    ]
+    for order in (["-id"], ["subscriber_id", "id"]):
+        rows = Delivery.objects.order_by(*order)
+        paginator = DeliveryPaginator(rows, 5, known_count=23)
+        pages = [list(paginator.page(number)) for number in paginator.page_range]
+        assert [len(some) for some in pages] == [5, 5, 5, 5, 3]
+        assert [letter.pk for some in pages for letter in some] == [letter.pk for letter in rows]
+    assert len(letters) == 23
+
+
+def test_a_far_page_is_read_from_the_nearer_end(now: datetime) -> None:
+    campaign = a_campaign()
+    for number in range(40):
+        a_letter(campaign, f"r{number}@example.org", now)
+    paginator = DeliveryPaginator(Delivery.objects.order_by("-id"), 10, known_count=40)
+    with CaptureQueriesContext(connection) as queries:
+        paginator.page(4)
+    assert "OFFSET" not in queries[0]["sql"]
+
+
+def test_a_search_is_counted_only_up_to_a_bound(
+    admin_client: Client, now: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "COUNTED_AT_MOST", 3)
+    campaign = a_campaign()
+    for number in range(5):
+        a_letter(campaign, f"r{number}@example.org", now)
+    answer = page(admin_client, LIST, q="r")
+    assert len(shown(answer)) == 3
+    assert "more than 3 deliveries" in text(answer)
+
+
+def test_a_wrong_total_does_not_load_the_table(admin_client: Client, now: datetime) -> None:
+    campaign = a_campaign()
+    for number in range(3):
+        a_letter(campaign, f"r{number}@example.org", now)
+    CampaignTotals.objects.all().delete()
+    assert shown(page(admin_client, LIST)) == []
+
+
+def test_lookups_that_no_index_serves_are_refused(admin_client: Client, now: datetime) -> None:
+    a_letter(a_campaign(), "a@example.org", now)
+    for lookup in ("reply__contains", "attempts__gt", "campaign__created_by__password__startswith"):
+        assert page(admin_client, LIST, **{lookup: "x"}).status_code == 400
+    assert shown(page(admin_client, LIST, o="1.-2.3.4.5.6")) == ["a@example.org"]
+
+
+def test_a_page_beyond_the_last_is_no_error(admin_client: Client, now: datetime) -> None:
+    a_letter(a_campaign(), "a@example.org", now)
+    assert page(admin_client, LIST, p=99).status_code == 302
+
+
+@pytest.mark.parametrize(
+    ("selection", "index"),
+    [
+        (Selection(7), "delivery_once_per_subscriber"),
+        (Selection(7, "sent"), "delivery_once_per_subscriber"),
+        (Selection(7, "queued"), "delivery_waiting"),
+        (Selection(7, "deferred"), "delivery_waiting"),
+        (Selection(7, "bounced"), "delivery_unusual"),
+        (Selection(7, "unconfirmed"), "delivery_unusual"),
+    ],
+)
+def test_each_order_is_that_of_an_index(selection: Selection, index: str) -> None:
+    """The first column is fixed by the filter; the order is what follows it in the index."""
+    options = Delivery._meta
+    columns = next(
+        list(found.fields)
+        for found in [*options.indexes, *options.constraints]
+        if found.name == index
+    )
+    order = [name.lstrip("-").removesuffix("_id") for name in selection.order]
+    # Filtered columns may stand first or be left out; "id" makes it unique.
+    rest = [name for name in columns if name not in ("campaign", "status")]
+    assert [name for name in order if name not in ("campaign", "id")] == [
+        name for name in rest if name != "id"
+    ]
+
+
+# ---------------------------------------------------------------------------------- one letter
+
+
+def test_a_letters_page_tells_its_story_with_envelope_and_links(
+    admin_client: Client, now: datetime
+) -> None:
+    campaign, reader = a_campaign(), a_reader("ada@example.org", name="Ada")
+    letter = a_letter(campaign, reader, now, settled_at=now, code=250, reply="2.0.0 Ok: 4bXy")
+    an_attempt(letter, now, "deferred")
+    html = text(page(admin_client, "admin:delivery_delivery_change", letter.pk))
+    for expected in (
+        "Accepted by the provider&#x27;s server: sent, not yet proof of delivery",
+        "450 4.2.0 Greylisted",
+        "250 2.0.0 Ok: 4bXy",
+        reverse("admin:campaigns_campaign_change", args=[campaign.pk]),
+        reverse("admin:campaigns_subscriber_change", args=[reader.pk]),
+    ):
+        assert expected in html
+
+
+def test_the_envelope_shown_is_the_one_that_was_sent(
+    admin_client: Client, now: datetime, campaign: object
+) -> None:
+    letter = Delivery.objects.select_related("subscriber", "mailing_list").first()
+    claimed = Claimed(
+        id=letter.pk,
+        campaign_id=letter.campaign_id,
+        edition_id=letter.edition_id,
+        subscriber_id=letter.subscriber_id,
+        rcpt_to=letter.rcpt_to,
+        is_test=False,
+        attempts=0,
+        queued_at=now,
+        name="",
+        language="",
+        attributes={},
+        list_name="Weekly",
+        list_label="weekly",
+    )
+    (message,), _ = compose([claimed], now)
+    html = text(page(admin_client, "admin:delivery_delivery_change", letter.pk))
+    assert escape(message.message_id) in html
+    assert escape(message.envelope.mail_from) in html
+
+
+def test_a_letter_in_doubt_says_what_that_means(admin_client: Client, now: datetime) -> None:
+    letter = a_letter(a_campaign(), "ada@example.org", now, "unconfirmed", settled_at=now)
+    html = text(page(admin_client, "admin:delivery_delivery_change", letter.pk))
+    assert "may or may not have arrived" in html
+
+
+def test_an_erased_readers_letter_can_still_be_read(admin_client: Client, now: datetime) -> None:
+    reader = a_reader("ada@example.org")
+    letter = a_letter(a_campaign(), reader, now)
+    reader.delete()
+    html = text(page(admin_client, "admin:delivery_delivery_change", letter.pk))
+    assert "Erased since" in html
+
+
+def test_letters_can_be_neither_made_nor_changed_nor_deleted(
+    admin_client: Client, now: datetime
+) -> None:
+    letter = a_letter(a_campaign(), "ada@example.org", now)
+    assert admin_client.get(reverse("admin:delivery_delivery_add")).status_code == 403
+    change = reverse("admin:delivery_delivery_change", args=[letter.pk])
+    assert admin_client.post(change, {"status": "queued"}).status_code == 405
+    delete = reverse("admin:delivery_delivery_delete", args=[letter.pk])
+    assert admin_client.post(delete, {"post": "yes"}).status_code == 403
+    letter.refresh_from_db()
+    assert letter.status == "sent"
+
+
+# ---------------------------------------------------------------------------------- hostile text
+
+
+def test_hostile_replies_are_text_on_every_page(admin_client: Client, now: datetime) -> None:
+    campaign = a_campaign(HOSTILE[:200])
+    letter = a_letter(
+        campaign,
+        a_reader("ada@example.org", name=HOSTILE),
+        now,
+        "rejected",
+        settled_at=now,
+        code=550,
+        reply=HOSTILE,
+    )
+    an_attempt(letter, now, "rejected", reply=HOSTILE, rule=HOSTILE[:60], phase="rcpt")
+    state = ProviderState.objects.create(
+        alias="default", stopped=True, because=HOSTILE, rule=HOSTILE[:60], paused_at=now
+    )
+    pages = [
+        page(admin_client, LIST),
+        page(admin_client, LIST, q="<script>alert(1)</script>"),
+        page(admin_client, "admin:delivery_delivery_change", letter.pk),
+        page(admin_client, "admin:delivery_why", address="ada@example.org"),
+        page(admin_client, "admin:delivery_why", address='"><script>alert(1)</script>'),
+        page(admin_client, "admin:delivery_providerstate_changelist"),
+        page(admin_client, "admin:delivery_providerstate_change", state.pk),
+    ]
+    for answer in pages:
+        html = text(answer)
+        assert "<script>alert(1)" not in html
+        assert "<img src=x" not in html
+    for answer in (pages[2], pages[6]):
+        assert escape(HOSTILE) in text(answer)  # verbatim, as text
+
+
+# ---------------------------------------------------------------------------------- why
+
+
+def test_why_answers_for_every_campaign_but_drafts(admin_client: Client, now: datetime) -> None:
+    spring = a_campaign("Spring", started_at=now, filled_at=now)
+    a_campaign("Summer", started_at=now, filled_at=now)
+    a_campaign("Autumn", status="draft")
+    letter = a_letter(spring, a_reader("ada@example.org"), now, settled_at=now)
+    answer = page(admin_client, "admin:delivery_why", address=" ADA@example.org ")
+    html = text(answer)
+    assert [one.campaign.name for one in answer.context["answers"]] == ["Summer", "Spring"]
+    assert "Sent on 21 November 2026" in html
+    assert "the campaign goes to no list" in html
+    assert reverse("admin:delivery_delivery_change", args=[letter.pk]) in html
+    assert "Autumn" not in html
+
+
+def test_why_pages_through_many_campaigns(admin_client: Client, now: datetime) -> None:
+    for number in range(21):
+        a_campaign(f"Number {number}", started_at=now, filled_at=now)
+    first = page(admin_client, "admin:delivery_why", address="a+b@example.org")
+    assert len(first.context["answers"]) == 20
+    assert "?address=a%2Bb%40example.org&amp;p=2" in text(first)
+    second = page(admin_client, "admin:delivery_why", address="a+b@example.org", p=2)
+    assert [one.campaign.name for one in second.context["answers"]] == ["Number 0"]
+
+
+def test_why_says_what_is_wrong_with_what_was_typed(admin_client: Client) -> None:
+    for wrong in ("", "not an address", "a@b@c", "x" * 400):
+        html = text(page(admin_client, "admin:delivery_why", address=wrong))
+        assert 'role="alert"' in html
+
+
+def test_why_needs_its_permission() -> None:
+    assert text(page(staff_with("ask_why"), "admin:delivery_why"))
+    User.objects.all().delete()
+    stranger = staff_with("view_campaign")
+    assert page(stranger, "admin:delivery_why").status_code == 403
+    assert page(Client(), "admin:delivery_why").status_code == 302
+
+
+# ---------------------------------------------------------------------------------- providers
+
+
+def test_each_provider_of_the_settings_is_listed_and_none_of_its_options(
+    admin_client: Client, settings: object
+) -> None:
+    settings.DELIVERY = {
+        **settings.DELIVERY,
+        "PROVIDERS": {
+            "default": {
+                "BACKEND": "delivery.providers.smtp.SMTPProvider",
+                "OPTIONS": {"host": "localhost", "username": "u", "password": "planted-secret"},
+                "LIMITS": [{"rate": "30/minute"}],
+            }
+        },
+    }
+    html = text(page(admin_client, "admin:delivery_providerstate_changelist"))
+    assert "SMTPProvider" in html
+    state = ProviderState.objects.get(alias="default")
+    html += text(page(admin_client, "admin:delivery_providerstate_change", state.pk))
+    assert "30 per 0:01:00" in html
+    assert "planted-secret" not in html
+
+
+def test_a_stopped_provider_is_opened_by_a_post_with_its_permission(now: datetime) -> None:
+    state = ProviderState.objects.create(
+        alias="default", stopped=True, because="535 5.7.8 Bad credentials", paused_at=now
+    )
+    url = reverse("admin:delivery_providerstate_resume", args=[state.pk])
+    viewer = staff_with("view_providerstate")
+    html = text(page(viewer, "admin:delivery_providerstate_change", state.pk))
+    assert "535 5.7.8 Bad credentials" in html
+    assert "Open again" not in html
+    assert viewer.post(url).status_code == 403
+    User.objects.all().delete()
+    operator = staff_with("view_providerstate", "resume_provider")
+    assert operator.get(url).status_code == 405
+    state.refresh_from_db()
+    assert state.stopped
+    assert operator.post(url).status_code == 302
+    state.refresh_from_db()
+    assert not state.stopped
+    assert LogEntry.objects.get().change_message == "Opened again."
+    operator.post(url)
+    assert LogEntry.objects.count() == 1  # it was open already
+
+
+def test_several_providers_are_opened_from_the_list(admin_client: Client, now: datetime) -> None:
+    states = [
+        ProviderState.objects.create(alias=alias, stopped=True, paused_at=now)
+        for alias in ("default", "other")
+    ]
+    admin_client.post(
+        reverse("admin:delivery_providerstate_changelist"),
+        {"action": "open_again", "_selected_action": [state.pk for state in states]},
+    )
+    assert not ProviderState.objects.filter(stopped=True).exists()
+
+
+# ---------------------------------------------------------------------------------- the others
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "django_q_schedule",
+        "django_q_success",
+        "django_q_failure",
+        "django_q_ormq",
+        "auth_user",
+        "auth_group",
+    ],
+)
+def test_foreign_models_have_pages_in_the_frame_of_the_product(
+    admin_client: Client, name: str
+) -> None:
+    answer = page(admin_client, f"admin:{name}_changelist")
+    assert "unfold" in text(answer)
+    assert type(answer.context["cl"].model_admin).__module__.split(".")[0] in {
+        "delivery",
+        "campaigns",
+    }
+
+
+def test_a_user_is_made_and_changed_through_the_pages(admin_client: Client) -> None:
+    answer = admin_client.post(
+        reverse("admin:auth_user_add"),
+        {
+            "username": "grace",
+            "usable_password": "true",
+            "password1": "a-long-enough-one",
+            "password2": "a-long-enough-one",
+        },
+    )
+    assert answer.status_code == 302
+    user = User.objects.get(username="grace")
+    assert user.check_password("a-long-enough-one")
+    text(page(admin_client, "admin:auth_user_change", user.pk))
+    text(page(admin_client, "admin:auth_user_password_change", user.pk))
