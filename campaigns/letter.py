@@ -81,8 +81,6 @@ class Letter:
 
     def __init__(self, source: LetterSource, *, list_id_domain: str, sender_id: str) -> None:
         """LetterError for templates that do not compile and addresses that cannot be written."""
-        # The reverse path of letters where no return path of their own is set.
-        self.from_email = source.from_email
         self._subject = MergeTemplate("subject", source.subject)
         self._html = MergeTemplate("HTML", source.html, html=True)
         self._text = MergeTemplate("text", source.text)
