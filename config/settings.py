@@ -138,7 +138,7 @@ DELIVERY = {
     # VERP: each letter has a MAIL FROM of its own, so that a bounce names its letter.
     "RETURN_PATH": os.environ.get("RETURN_PATH", "bounce+{token}@bounces.example.org"),
     # Flight recorders: on this machine's own disk, not on a shared one.
-    "RECORDERS": VAR_DIR / "recorders",
+    "RECORDERS": VAR_DIR / "recorders" if flag("DELIVERY_RECORDERS", True) else None,
     "RETRY_AFTER": [
         timedelta(seconds=float(seconds))
         for seconds in words("DELIVERY_RETRY_SECONDS", "300,900,1800,3600,7200,14400")
