@@ -123,7 +123,7 @@ class Subscription(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.subscriber_id} on {self.mailing_list_id}: {self.status}"
+        return f"{self.subscriber}, {self.mailing_list}"
 
     def move(
         self,
