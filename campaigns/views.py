@@ -55,7 +55,7 @@ def home(request: HttpRequest) -> HttpResponse:
 
 # csrf_exempt: the token in the address is the secret, and a mailbox provider has no cookie.
 @csrf_exempt
-@csp(PAGE_POLICY)
+@csp(PAGE_POLICY)  # type: ignore[arg-type]  # its annotations know no view with arguments
 @require_http_methods(["GET", "HEAD", "POST"])
 def unsubscribe_page(request: HttpRequest, token: str) -> HttpResponse:
     """The address of List-Unsubscribe: GET asks, POST acts. Unknown tokens all look the same."""

@@ -440,21 +440,21 @@ for model in (Schedule, Success, Failure, OrmQ):
 class ScheduleAdmin(QScheduleAdmin, ModelAdmin):
     list_display = ["name", "func", "schedule_type", "next_run", "get_last_run", "get_success"]
     list_display_links = ["name"]
-    list_filter = []
+    list_filter: list[Any] = []
 
 
 @admin.register(Success)
 class SuccessAdmin(QTaskAdmin, ModelAdmin):
-    list_filter = []
+    list_filter: list[Any] = []
     show_full_result_count = False
 
 
 @admin.register(Failure)
 class FailureAdmin(QFailAdmin, ModelAdmin):
-    list_filter = []
+    list_filter: list[Any] = []
     show_full_result_count = False
 
 
 @admin.register(OrmQ)
 class QueueAdmin(QQueueAdmin, ModelAdmin):
-    list_filter = []
+    list_filter: list[Any] = []

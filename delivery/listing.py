@@ -112,7 +112,7 @@ class DeliveryPaginator(Paginator):  # type: ignore[type-arg]
         stop = min(start + self.per_page, self.count)
         ids = self._ids(start, stop)
         found = self._rows.model._default_manager.select_related("campaign").in_bulk(ids)
-        return self._get_page([found[pk] for pk in ids if pk in found], number, self)
+        return Page([found[pk] for pk in ids if pk in found], number, self)
 
     def _ids(self, start: int, stop: int) -> list[int]:
         ids = self._rows.select_related(None).values_list("pk", flat=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from django.dispatch import Signal
 from django.utils.translation import gettext as _
@@ -36,11 +37,20 @@ class StoryLine:
 
 def story_of(delivery: Delivery) -> list[StoryLine]:
     """Every line of a letter's story, the oldest first; what is still to come stands last."""
-    lines = [*_beginning(delivery), *_attempts(delivery), *_ending(delivery)]
-    for _receiver, answer in story_asked.send(Delivery, delivery=delivery):
-        lines.extend(answer)
+    lines = [
+        *_beginning(delivery),
+        *_attempts(delivery),
+        *_ending(delivery),
+        *what_came_back(delivery),
+    ]
     # Stable: lines of one moment stay in the order in which they were told.
     return sorted(lines, key=lambda line: line.at)
+
+
+def what_came_back(delivery: Delivery) -> list[StoryLine]:
+    """The lines that are told downstream."""
+    answers: list[tuple[Any, Any]] = story_asked.send(Delivery, delivery=delivery)
+    return [line for _receiver, answer in answers for line in answer]
 
 
 def _beginning(delivery: Delivery) -> Iterator[StoryLine]:

@@ -31,7 +31,7 @@ from campaigns.models import (
 from campaigns.states import CampaignStatus, SubscriptionStatus
 from delivery.models import Delivery
 from delivery.states import WAITING, DeliveryStatus
-from delivery.story import story_asked, unconfirmed_in_words
+from delivery.story import unconfirmed_in_words, what_came_back
 
 LONGEST_QUOTE = 220
 
@@ -238,11 +238,7 @@ def _cancelled(when: datetime | None) -> str:
 
 def _bounce_reason(delivery: Delivery) -> str:
     """What came back, in the words of whoever read it."""
-    lines = [
-        line
-        for _receiver, answer in story_asked.send(Delivery, delivery=delivery)
-        for line in answer
-    ]
+    lines = what_came_back(delivery)
     if not lines:
         return _("a report that is no longer on record.")
     last = max(lines, key=lambda line: (line.tone == "bad", line.at))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import datetime
 from typing import Any
 
@@ -16,7 +17,7 @@ def a_campaign(name: str = "Spring", **changes: Any) -> Campaign:
     campaign = Campaign.objects.create(name=name, from_email="news@example.org", **changes)
     Edition.objects.create(
         campaign=campaign,
-        digest=f"digest of {name}",
+        digest=hashlib.sha256(name.encode()).hexdigest(),
         from_email="news@example.org",
         subject=f"News of {name}",
         html="",

@@ -1,4 +1,4 @@
-"""Delivery's pages in the admin: what they show, to whom, at what cost, and that they never write."""
+"""Delivery's pages in the admin: what they show, to whom and at what cost. They never write."""
 
 from __future__ import annotations
 
@@ -354,7 +354,7 @@ def test_why_answers_for_every_campaign_but_drafts(admin_client: Client, now: da
     html = text(answer)
     assert [one.campaign.name for one in answer.context["answers"]] == ["Summer", "Spring"]
     assert "Sent on 21 November 2026" in html
-    assert "the campaign goes to no list" in html
+    assert "Not in the audience" in html
     assert reverse("admin:delivery_delivery_change", args=[letter.pk]) in html
     assert "Autumn" not in html
 
