@@ -14,7 +14,7 @@ import time
 from types import FrameType
 from typing import NoReturn
 
-from config.demo.folder import BASE_DIR, Folder, FolderInUseError
+from config.demo.folder import BASE_DIR, Folder, FolderInUseError, shown
 from config.demo.ports import free_port
 from config.demo.processes import ChildError, Children
 from config.demo.show import Show, ShowError
@@ -61,13 +61,13 @@ def run(options: argparse.Namespace, terminal: Terminal, folder: Folder) -> int:
     terminal.line(terminal.paint("Pennypost: one campaign, from import to bounce", BOLD))
     terminal.line(
         terminal.paint(
-            f"Nothing leaves this machine. Each run starts afresh in {folder.path}.", GREY
+            f"Nothing leaves this machine. Each run starts afresh in {shown(folder.path)}.", GREY
         )
     )
     terminal.line()
     folder.make_fresh()
     web_port = chosen(terminal, "web server", options.web_port)
-    smtp_port = chosen(terminal, "SMTP server", options.smtp_port)
+    smtp_port = chosen(terminal, "SMTP server", options.smtp_port, but_not=web_port)
     environment = folder.environment(web_port, smtp_port)
     # This process is one of those that live in it: it uses the product's own functions.
     os.environ.clear()
@@ -75,24 +75,24 @@ def run(options: argparse.Namespace, terminal: Terminal, folder: Folder) -> int:
     with Children(environment, folder.log, [folder.lock_descriptor]) as children:
         show = Show(terminal, folder, children, web_port, smtp_port)
         try:
-            holds = show.perform()
+            show.perform()
             terminal.line()
             terminal.line(terminal.paint(f"All of it took {time.monotonic() - began:.0f} s.", GREY))
             if not options.once:
                 show.stay_open()
         except KeyboardInterrupt:
             terminal.keep()
-            if not show.is_over:
+            if show.holds is None:
                 raise
         finally:
             if not options.once:
                 terminal.line("Stopping everything ...")
-    return 0 if holds else 1
+    return 0 if show.holds else 1
 
 
-def chosen(terminal: Terminal, name: str, preferred: int) -> int:
+def chosen(terminal: Terminal, name: str, preferred: int, but_not: int | None = None) -> int:
     """The preferred port, or another one, which is said."""
-    port = free_port(preferred)
+    port = free_port(preferred, but_not)
     if port != preferred:
         terminal.line(f"  Port {preferred} is in use: the {name} takes {port}.")
     return port

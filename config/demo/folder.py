@@ -38,6 +38,11 @@ INHERITED = (
 )  # fmt: skip
 
 
+def shown(path: Path) -> Path:
+    """A path as it is printed: within this project without the project's own folder."""
+    return path.relative_to(BASE_DIR) if path.is_relative_to(BASE_DIR) else path
+
+
 class FolderInUseError(Exception):
     """Another demo lives in the folder. The text is for the person at the terminal."""
 

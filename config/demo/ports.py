@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 
+TRIES = 50
+
 
 def is_free(port: int) -> bool:
     """Whether nobody listens on this port of localhost, and we may."""
@@ -22,9 +24,12 @@ def is_free(port: int) -> bool:
     return True
 
 
-def free_port(preferred: int, tries: int = 50) -> int:
-    """The preferred port, or the next one after it that is free; OSError when none is."""
-    for port in range(preferred, preferred + tries):
-        if is_free(port):
+def free_port(preferred: int, but_not: int | None = None) -> int:
+    """The preferred port, or the next one after it that is free and is not ``but_not``.
+
+    OSError when there is none among the next TRIES.
+    """
+    for port in range(preferred, preferred + TRIES):
+        if port != but_not and is_free(port):
             return port
-    raise OSError(f"no port from {preferred} to {preferred + tries - 1} is free")
+    raise OSError(f"no port from {preferred} to {preferred + TRIES - 1} is free")

@@ -45,7 +45,7 @@ class Progress:
             room,
         )
         if self.terminal.redraws:
-            numbers = numbers[: self.terminal.width - room - len("     100 % ")]
+            numbers = shortened(numbers, self.terminal.width - room - len("     100 % "))
         self.terminal.live(f"    {bar} {percent:>3} % {numbers}", at_once=at_once)
 
     def pace(self, settled: int) -> float:
@@ -56,3 +56,10 @@ class Progress:
             self._history.popleft()
         then, before = self._history[0]
         return (settled - before) / (now - then) if now - then > FIRST_PACE_SECONDS else 0.0
+
+
+def shortened(text: str, width: int) -> str:
+    """``text`` cut to ``width`` characters, at a comma where there is one."""
+    if len(text) <= width:
+        return text
+    return text[:width].rpartition(", ")[0] or text[:width]

@@ -13,7 +13,7 @@ import django
 from django.utils import timezone
 
 from config.demo import ledger
-from config.demo.folder import Folder
+from config.demo.folder import Folder, shown
 from config.demo.processes import Child, Children, answers
 from config.demo.progress import Progress
 from config.demo.readers import fates, readers, write_file
@@ -54,10 +54,15 @@ class Show:
         self.smtp_port = smtp_port
         self.cluster: Child
         self.password = ""
-        self.is_over = False
+        # Whether the ledger held; None until it was drawn up.
+        self.holds: bool | None = None
 
-    def perform(self) -> bool:
-        """The campaign from import to bounce; whether the ledger holds."""
+    @property
+    def address(self) -> str:
+        return f"http://localhost:{self.web_port}/admin/"
+
+    def perform(self) -> None:
+        """The campaign from import to bounce, and the ledger."""
         self._set_up_django()
         # Models can be imported from here on.
         from config.demo import campaign as acts
@@ -66,7 +71,7 @@ class Show:
             acts.migrate()
         self.start_processes()
         admin, self.password = acts.make_administrator()
-        self.terminal.done(f"administrator: admin, password {self.password}")
+        self.terminal.done(f"{self.address}  user admin, password {self.password}")
         with self.terminal.step(f"{write_file(self.folder.readers):,} readers imported"):
             job = acts.import_readers(self.folder.readers)
         campaign = acts.write_campaign(admin)
@@ -74,9 +79,7 @@ class Show:
         self.terminal.done(f"campaign “{campaign.name}” written and scheduled for now")
         self.watch(campaign)
         self.collect_bounces(campaign)
-        holds = self.show_ledger(job, campaign)
-        self.is_over = True
-        return holds
+        self.holds = self.show_ledger(job, campaign)
 
     def _set_up_django(self) -> None:
         django.setup()
@@ -93,8 +96,8 @@ class Show:
     def start_processes(self) -> None:
         """Web server, SMTP server and task cluster, each known to answer or to live."""
         with self.terminal.step(
-            f"web server on http://localhost:{self.web_port}/admin/, "
-            f"SMTP server on 127.0.0.1:{self.smtp_port}, task cluster"
+            f"web server (port {self.web_port}), SMTP server (port {self.smtp_port}) "
+            "and task cluster started"
         ):
             smtp = self._start(
                 "SMTP server", "smtp-server.log", "-m", "config.demo.smtp_server",
@@ -227,10 +230,10 @@ class Show:
 
     def stay_open(self) -> None:
         """Says what can be tried, and waits for Ctrl-C; ChildError when a child dies."""
-        address = self.terminal.paint(f"http://localhost:{self.web_port}/admin/", BOLD)
+        address = self.terminal.paint(self.address, BOLD)
         examples = {fate: next(r for r in readers() if fate_of(r.email) is fate) for fate in Fate}
         self.terminal.line()
-        self.terminal.line(f"  {address}   user admin, password {self.password}")
+        self.terminal.line(f"  {address}  user admin, password {self.password}")
         self.terminal.line()
         self.terminal.line("  Worth a try:")
         for suggestion in (
@@ -238,7 +241,7 @@ class Show:
             f"“Why did X (not) get it?” for {examples[Fate.REFUSED].email}",
             f"    or for {examples[Fate.REPORTED].email}, {examples[Fate.DEFERRED_ONCE].email}",
             "a campaign of your own to the same list: the bounced readers are left out",
-            f"the SMTP server's log: {self.folder.smtp_log}",
+            f"the SMTP server's log: {shown(self.folder.smtp_log)}",
         ):
             self.terminal.line(f"    {suggestion}")
         self.terminal.line()

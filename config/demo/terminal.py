@@ -69,7 +69,8 @@ class Terminal:
         """A step with its time, ticked when it ends well."""
         began = time.monotonic()
         if self.redraws:
-            self.live(f"  {self.paint('·', GREY)} {text}")
+            # Cut to one line: a longer one could not be redrawn.
+            self.live(f"  {self.paint('·', GREY)} {text[: self.width - 5]}")
         yield
         self.done(text, time.monotonic() - began)
 

@@ -113,7 +113,7 @@ def test_a_port_in_use_gives_another_port_and_ctrl_c_stops_every_child(
         said = re.search(rf"Port {ports[0]} is in use: the web server takes (\d+)", output)
         assert said, output
         address = f"http://localhost:{said[1]}/admin/"
-        assert f"{address}   user admin, password " in output
+        assert f"{address}  user admin, password " in output
         with urllib.request.urlopen(f"{address}login/", timeout=30) as page:
             assert page.status == 200
         process.send_signal(signal.SIGINT)

@@ -41,6 +41,12 @@ def test_a_free_port_is_taken_as_it_is() -> None:
     assert free_port(port) == port
 
 
+def test_two_servers_are_not_given_the_same_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    assert free_port(port, but_not=port) > port
+
+
 # ---------------------------------------------------------------------------------- folder
 
 
