@@ -96,8 +96,7 @@ class Show:
     def start_processes(self) -> None:
         """Web server, SMTP server and task cluster, each known to answer or to live."""
         with self.terminal.step(
-            f"web server (port {self.web_port}), SMTP server (port {self.smtp_port}) "
-            "and task cluster started"
+            f"started: web server on {self.web_port}, SMTP server on {self.smtp_port}, task cluster"
         ):
             smtp = self._start(
                 "SMTP server", "smtp-server.log", "-m", "config.demo.smtp_server",
@@ -214,8 +213,7 @@ class Show:
         self.terminal.line()
         if not differences:
             self.terminal.done(
-                f"{len(letters):,} letters compared with the SMTP server's own log, one by one: "
-                "no difference"
+                f"{len(letters):,} letters compared with the SMTP server's own log: no difference"
             )
         for difference in differences[:DIFFERENCES_SHOWN]:
             self.terminal.line(self.terminal.paint(f"  ✗ {difference}", RED))
@@ -237,11 +235,11 @@ class Show:
         self.terminal.line()
         self.terminal.line("  Worth a try:")
         for suggestion in (
-            "the campaign's page, and one of its deliveries: the server's words, each attempt",
-            f"“Why did X (not) get it?” for {examples[Fate.REFUSED].email}",
-            f"    or for {examples[Fate.REPORTED].email}, {examples[Fate.DEFERRED_ONCE].email}",
-            "a campaign of your own to the same list: the bounced readers are left out",
-            f"the SMTP server's log: {shown(self.folder.smtp_log)}",
+            "the campaign's page, and a delivery's: each attempt in the server's words",
+            "“Why did X (not) get it?” for one of these:",
+            *(f"    {examples[fate].email}" for fate in Fate if fate),
+            "a campaign to the same list: who bounced is left out",
+            f"the SMTP server's own log: {shown(self.folder.smtp_log)}",
         ):
             self.terminal.line(f"    {suggestion}")
         self.terminal.line()
