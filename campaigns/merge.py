@@ -77,9 +77,10 @@ class MergeTemplate:
 
     def __init__(self, part: str, source: str, *, html: bool = False) -> None:
         """LetterError for what does not compile, is too large, or uses a tag that is not ours."""
-        if len(source.encode("utf-8", "replace")) > LARGEST_TEMPLATE:
+        octets = source.encode("utf-8", "replace")  # half a character is not compiled
+        if len(octets) > LARGEST_TEMPLATE:
             raise LetterError(f"{part}: larger than {LARGEST_TEMPLATE // 1024} KB")
-        self.part = part
+        self.part, source = part, octets.decode("utf-8")
         self._text = _environment(html, _html_value if html else _as_text)
         self._add(self._text, source)
         try:
