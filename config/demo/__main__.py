@@ -34,8 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
         with Folder.usual() as folder:
             return run(options, terminal, folder)
     except (FolderInUseError, ChildError, ShowError, OSError) as error:
-        terminal.keep()
-        terminal.line(terminal.paint(str(error), RED))
+        try:
+            terminal.keep()
+            terminal.line(terminal.paint(str(error), RED))
+        except OSError:
+            # Nobody reads any more (`make demo | head`, a closed terminal): no last words either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         terminal.keep()

@@ -81,13 +81,9 @@ class Folder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holders = self._holders()
+            message = self._message()
             self._lock.close()
-            raise FolderInUseError(
-                f"Another demo is running in {self.path} ({holders}).\n"
-                "End it with Ctrl-C in its terminal, or give this one a folder of its own: "
-                "PENNYPOST_VAR=/tmp/another make demo"
-            ) from None
+            raise FolderInUseError(message) from None
         self._lock.truncate(0)
         self.note(os.getpid(), "demo")
         return self
@@ -107,17 +103,25 @@ class Folder:
         self._lock.write(f"{pid} {name}\n")
         self._lock.flush()
 
-    def _holders(self) -> str:
-        """Those of the noted processes that are alive, as "process 123 (web server)"."""
+    def _message(self) -> str:
+        """Who holds the lock, and what the person can do."""
         assert self._lock is not None
         self._lock.seek(0)
-        alive = []
+        alive = {}
         for line in self._lock.read().splitlines():
             pid, _, name = line.partition(" ")
             with contextlib.suppress(ProcessLookupError, ValueError):
                 os.kill(int(pid), 0)
-                alive.append(f"process {pid}: {name}")
-        return ", ".join(alive)
+                alive[name] = f"{name} (process {pid})"
+        way_out = (
+            "End it with Ctrl-C in its terminal"
+            if "demo" in alive
+            else "It was killed and left these processes behind: end them"
+        )
+        return (
+            f"Another demo is running in {shown(self.path)}: {', '.join(alive.values())}.\n"
+            f"{way_out}, or give this one a folder of its own: PENNYPOST_VAR=/tmp/mine make demo"
+        )
 
     def make_fresh(self) -> None:
         """Removes what the last run left behind and makes the folders of this one."""

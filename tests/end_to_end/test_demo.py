@@ -145,3 +145,14 @@ def test_a_child_that_dies_ends_the_demo_with_the_end_of_its_log(
     assert "The SMTP server ended with status -9." in output
     assert f"listens on 127.0.0.1:{ports[1]}" in output
     assert_all_gone(pids(tmp_path))
+
+
+def test_a_demo_whose_output_nobody_reads_any_more_ends_and_stops_every_child(
+    tmp_path: Path, ports: tuple[int, int]
+) -> None:
+    with demo(tmp_path, ports) as process:
+        read_until(process, "readers imported")
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(60) == 1
+    assert_all_gone(pids(tmp_path))
