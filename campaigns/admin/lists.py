@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlencode
 
 from django import forms
 from django.contrib import admin, messages
@@ -11,7 +12,7 @@ from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models import Count, Prefetch, QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import redirect
+from django.shortcuts import get_object_or_404, redirect
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.formats import date_format
@@ -268,7 +269,7 @@ class SubscriptionInline(TabularInline):
 
 @admin.register(Subscription)
 class SubscriptionAdmin(LongList, ModelAdmin):
-    list_display = ["reader", "mailing_list", "state", "source", "changed_at"]
+    list_display = ["reader", "on_list", "state", "source", "changed_at"]
     list_filter = [
         ("mailing_list", RelatedDropdownFilter),
         ("status", ChoicesDropdownFilter),
@@ -300,6 +301,10 @@ class SubscriptionAdmin(LongList, ModelAdmin):
     @display(description=_("reader"), ordering="subscriber__address_key", header=True)
     def reader(self, subscription: Subscription) -> list[str]:
         return [subscription.subscriber.email, subscription.subscriber.name]
+
+    @display(description=_("list"), ordering="mailing_list__name")
+    def on_list(self, subscription: Subscription) -> str:
+        return subscription.mailing_list.name
 
     @display(description=_("status"), ordering="status", label=SUBSCRIPTION_COLOURS)
     def state(self, subscription: Subscription) -> tuple[str, str]:
@@ -353,6 +358,7 @@ class SubscriberAdmin(LongList, ModelAdmin):
         (None, {"fields": ["standing", "email", ("name", "language"), "attributes"]}),
     ]
     readonly_fields = ["standing"]
+    actions_detail = ["ask_why"]
     inlines = [SubscriptionInline]
     formfield_overrides = SHORT_TEXT
     warn_unsaved_form = True
@@ -380,6 +386,21 @@ class SubscriberAdmin(LongList, ModelAdmin):
         # A reader who wants to be erased takes his subscriptions along; nobody deletes them singly.
         needed.discard(Subscription._meta.verbose_name)
         return deleted, counts, needed, protected
+
+    def has_ask_why_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return request.user.has_perm("delivery.ask_why")
+
+    @action(
+        description=_("What did they get?"),
+        icon="contact_support",
+        url_path="why",
+        permissions=["ask_why"],
+    )
+    def ask_why(self, request: HttpRequest, object_id: int) -> HttpResponse:
+        """Delivery knows; its page is known here by name only."""
+        subscriber = get_object_or_404(Subscriber, pk=object_id)
+        query = urlencode({"address": subscriber.email})
+        return redirect(f"{reverse('admin:delivery_why')}?{query}")
 
     @display(description=_("reader"), ordering="address_key", header=True)
     def reader(self, subscriber: Subscriber) -> list[str]:

@@ -272,6 +272,18 @@ def test_a_longer_list_takes_no_more_queries(client, model, django_assert_max_nu
     assert len(answer.context["cl"].result_list) == 14
 
 
+def test_the_page_of_a_reader_leads_to_what_they_got(client):
+    reader = Subscriber.objects.create(email="a+b@example.org")
+
+    answer = client.get(page("subscriber", "ask_why", reader.pk))
+
+    assert (
+        answer.headers["Location"] == reverse("admin:delivery_why") + "?address=a%2Bb%40example.org"
+    )
+    editor = browser(person("view_subscriber"))
+    assert editor.get(page("subscriber", "ask_why", reader.pk)).status_code == 403
+
+
 # ----------------------------------------------------------------------------- subscriptions
 
 
