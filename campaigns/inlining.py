@@ -17,7 +17,6 @@ from campaigns.merge import LetterError
 from campaigns.placeholders import HiddenTags
 from campaigns.template_source import UnclosedTagError, split
 
-_DOCTYPE = re.compile(r"<!doctype[^>]*>", re.IGNORECASE)
 _TABLE_BODY = re.compile(r"</?tbody>")
 # Shown by no mail program, read by all as the line behind the subject.
 _PREHEADER = (
@@ -33,6 +32,7 @@ def inline_css(source: str, preheader: str = "") -> str:
     for what cannot be inlined, such as @media. LetterError when a tag stands where it would be
     lost.
     """
+    doctype, source = _without_doctype(source)
     try:
         hidden = HiddenTags(_whole_document(source))
     except UnclosedTagError as error:
@@ -44,13 +44,22 @@ def inline_css(source: str, preheader: str = "") -> str:
         raise LetterError(f"HTML: the CSS cannot be inlined: {error}") from error
     if lost := hidden.lost(document):
         raise LetterError(f"HTML: {lost[0]} stands where no tag can be kept")
-    document = _with_doctype(document, hidden.html)
     if "<tbody" not in hidden.html.lower():
         # Put in by the parser, and between a loop's {% for %} and {% endfor %} in the wrong place.
         document = _TABLE_BODY.sub("", document)
     position = _start_of_body(document)
-    written = hidden.reveal(document[:position]), hidden.reveal(document[position:])
-    return written[0] + _preheader(preheader) + written[1]
+    head, body = hidden.reveal(document[:position]), hidden.reveal(document[position:])
+    return doctype + head + _preheader(preheader) + body
+
+
+def _without_doctype(source: str) -> tuple[str, str]:
+    """The author's own DOCTYPE and the rest: the parser would keep only its name, and mail
+    programs lay out XHTML Transitional otherwise than HTML."""
+    for span in spans(source):
+        text = source[span.start : span.end]
+        if span.region is Region.DECLARATION and text.lower().startswith("<!doctype"):
+            return text, source[: span.start] + source[span.end :]
+    return "<!DOCTYPE html>", source
 
 
 def _whole_document(source: str) -> str:
@@ -59,15 +68,6 @@ def _whole_document(source: str) -> str:
     if any(span.name in {"html", "head", "body"} for span in spans(source)):
         return source
     return f"<html><head></head><body>{source}</body></html>"
-
-
-def _with_doctype(document: str, source: str) -> str:
-    """The document with the author's own DOCTYPE: the parser keeps only its name, and mail
-    programs lay out XHTML Transitional otherwise than HTML."""
-    own = _DOCTYPE.search(source)
-    if own is None:
-        return "<!DOCTYPE html>" + document
-    return _DOCTYPE.sub(lambda _match: own[0], document, count=1)
 
 
 def _start_of_body(document: str) -> int:

@@ -75,7 +75,7 @@ class _Writer(HTMLParser):
                 self._lines.append("")
             case "hr":
                 self._write("-" * 40)
-                self._break()
+                self._break(paragraph=True)
             case "ul" | "ol":
                 self._lists.append(1 if tag == "ol" else None)
             case "li":
