@@ -182,6 +182,14 @@ def test_the_same_report_in_two_mails_counts_once(deliver: Deliver, now) -> None
     assert list(Bounce.objects.order_by("id").values_list("counted", flat=True)) == [True, False]
 
 
+def test_the_mail_that_comes_second_in_a_race_suppresses_nobody(monkeypatch, deliver, now) -> None:
+    letter = deliver()
+    monkeypatch.setattr(intake, "mark_bounced", lambda delivery_id, now: False)
+    assert take(report(delivered_to=return_path(letter)), now) is Verdict.BOUNCE
+    assert suppressed() == set()
+    assert not Bounce.objects.get().counted
+
+
 def test_a_reader_whose_suppression_was_lifted_is_not_suppressed_by_a_replay(deliver, now) -> None:
     letter = deliver()
     raw = report(delivered_to=return_path(letter))

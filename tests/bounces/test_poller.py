@@ -48,6 +48,15 @@ def test_mails_are_taken_in_and_flagged_and_never_deleted(maildir, deliver: Deli
     assert poll("default", now).taken == 0
 
 
+def test_a_mail_beyond_the_size_is_fetched_no_further_and_says_so(settings, maildir, db, now):
+    settings.BOUNCES = settings.BOUNCES | {"LARGEST_MAIL_BYTES": 16 * 1024}
+    put(maildir, b"Subject: whole\n\n".ljust(16 * 1024))
+    put(maildir, b"Subject: cut\n\n".ljust(16 * 1024 + 1))
+    poll("default", now)
+    kept = {mail.subject: (mail.truncated, len(mail.raw)) for mail in ReceivedMail.objects.all()}
+    assert kept == {"whole": (False, 16 * 1024), "cut": (True, 16 * 1024)}
+
+
 def test_a_mail_that_cannot_be_examined_does_not_stop_the_next(maildir, deliver, now, monkeypatch):
     first, second = deliver("a@example.net"), deliver("b@example.net")
     put(maildir, report(delivered_to=return_path(first)))
