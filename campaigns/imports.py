@@ -31,6 +31,7 @@ from django.utils.translation import gettext as _
 from django_q.tasks import async_task
 
 from campaigns.columns import (
+    EMAIL,
     ReaderRow,
     RefusedLine,
     RowReader,
@@ -111,6 +112,18 @@ def forget_upload(job: ImportJob) -> None:
         path.unlink(missing_ok=True)
 
 
+def likely_encoding(path: Path) -> str:
+    """What to propose for a file: UTF-8 or what its mark says, else Windows-1252.
+
+    A proposal that a person sees in the preview: every text is good ISO 8859-1, and most is good
+    Windows-1252, so only eyes can tell. UnreadableFileError when it is no CSV file.
+    """
+    for encoding in (AUTO, "windows-1252"):
+        if first_undecodable_line(path, inspect(path, encoding)) is None:
+            return encoding
+    return "iso-8859-1"
+
+
 def new_job(
     mailing_list: MailingList,
     path: Path,
@@ -154,7 +167,10 @@ def opened(job: ImportJob) -> Iterator[Table]:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What an import would begin with. ``bad_line``: the first that is not in the encoding."""
+    """What an import would begin with. ``samples``: the first filled cell of each column.
+
+    ``bad_line``: the first line that is not in the encoding; None when the whole file is.
+    """
 
     columns: list[str]
     samples: list[str]
@@ -177,15 +193,17 @@ def preview(job: ImportJob) -> Preview:
             records = list(islice(filter(is_filled, table.source), PREVIEW_LINES))
         except UnreadableFileError:  # the line that bad_line tells of
             records = []
-    samples = [
-        next((r.cells[i].strip() for r in records if i < len(r.cells) and not r.fault), "")
-        for i in range(len(table.columns))
-    ]
+    samples = [_first_filled(records, column) for column in range(len(table.columns))]
     rows: list[ReaderRow | RefusedLine] = []
-    if "email" in job.mapping.values():
+    if EMAIL in job.mapping.values():
         read = RowReader(table.columns, job.mapping)
         rows = [read(record) for record in records]
     return Preview(table.columns, samples, rows, table.has_header, bad_line)
+
+
+def _first_filled(records: Sequence[Record], column: int) -> str:
+    cells = (record.cells[column].strip() for record in records if column < len(record.cells))
+    return next(filter(None, cells), "")
 
 
 def start(job: ImportJob, *, now: datetime) -> bool:
