@@ -77,12 +77,13 @@ def unsubscribe_page(request: HttpRequest, token: str) -> HttpResponse:
     return _ask(link)
 
 
-def _ask(link: Link) -> HttpResponse:
+def _ask(link: Link, template: str = "unsubscribe_ask.html") -> HttpResponse:
+    """The reader's subscriptions to the campaign's lists, as they are now."""
     reader = Subscriber.objects.filter(pk=link.subscriber_id).first()
     if reader is None:
         return _unknown()
     lists = [subscription.mailing_list for subscription in subscribed(link)]
-    return _page("unsubscribe_ask.html", reader, lists=lists)
+    return _page(template if lists else "unsubscribe_ask.html", reader, lists=lists)
 
 
 def _end(link: Link, token: str, *, source: str) -> HttpResponse:
@@ -96,7 +97,7 @@ def _end(link: Link, token: str, *, source: str) -> HttpResponse:
 
 def _take_back(link: Link, token: str) -> HttpResponse:
     subscribe_again(token, source=BY_PAGE, now=timezone.now())
-    return _ask(link)
+    return _ask(link, "unsubscribe_taken_back.html")
 
 
 def _unknown() -> HttpResponse:

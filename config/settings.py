@@ -198,6 +198,7 @@ Q_CLUSTER = {
 
 STATIC_URL = "static/"
 STATIC_ROOT = VAR_DIR / "static"
+STATIC_ROOT.mkdir(exist_ok=True)
 WHITENOISE_USE_FINDERS = flag("WHITENOISE_USE_FINDERS", True)
 MEDIA_ROOT = VAR_DIR / "uploads"
 # Uploads are streamed to disk, never held in memory.
@@ -286,6 +287,10 @@ UNFOLD = {
                         "title": _("Deliveries"),
                         "icon": "outgoing_mail",
                         "link": reverse_lazy("admin:delivery_delivery_changelist"),
+                        # By name: the page below lives under this one's address.
+                        "active": lambda request: (
+                            request.resolver_match.url_name or ""
+                        ).startswith("delivery_delivery_"),
                     },
                     {
                         "title": _("Why did X (not) get it?"),

@@ -6,6 +6,7 @@ nothing here marks a string as safe.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from django import forms
@@ -20,6 +21,8 @@ from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpR
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
+from django.utils.formats import date_format
+from django.utils.html import format_html
 from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 from django_q.admin import FailAdmin as QFailAdmin
@@ -109,7 +112,8 @@ class DeliveryChangeList(ChangeList):
             raise IncorrectLookupParameters from error
         self.result_list = page.object_list
         self.result_count = self.paginator.count
-        self.full_result_count = None
+        # Equal, so that no "show all" is offered.
+        self.full_result_count = self.result_count
         self.show_full_result_count = False
         self.show_admin_actions = False
         self.can_show_all = False
@@ -143,6 +147,8 @@ class DeliveryAdmin(ReadOnlyAdmin):
     list_fullwidth = True
     list_per_page = 50
     show_full_result_count = False
+    # Facets would count the table once for each choice of each filter.
+    show_facets = admin.ShowFacets.NEVER
     sortable_by = ()
     actions = None
     search_fields = ["address_key"]
@@ -182,7 +188,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
 
     @display(description=_("campaign"))
     def campaign_name(self, delivery: Delivery) -> str:
-        return Truncator(delivery.campaign.name).chars(50)
+        return on_one_line(Truncator(delivery.campaign.name).chars(40))
 
     @display(description=_("status"), label=STATUS_COLOURS)
     def state(self, delivery: Delivery) -> tuple[str, str]:
@@ -193,12 +199,13 @@ class DeliveryAdmin(ReadOnlyAdmin):
         return delivery.attempts
 
     @display(description=_("last reply"))
-    def last_reply(self, delivery: Delivery) -> str:
-        return Truncator(replied(delivery.code, delivery.reply)).chars(LONGEST_REPLY_IN_A_LIST)
+    def last_reply(self, delivery: Delivery) -> str | None:
+        reply = replied(delivery.code, delivery.reply)
+        return Truncator(reply).chars(LONGEST_REPLY_IN_A_LIST) or None
 
     @display(description=_("settled"))
-    def settled(self, delivery: Delivery) -> Any:
-        return delivery.settled_at
+    def settled(self, delivery: Delivery) -> str | None:
+        return moment(delivery.settled_at)
 
     # ------------------------------------------------------------------------------- own pages
 
@@ -227,6 +234,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
             **self.admin_site.each_context(request),
             "opts": self.opts,
             "title": delivery.rcpt_to,
+            "original": delivery,
             "delivery": delivery,
             "colour": STATUS_COLOURS[delivery.status],
             "lines": story_of(delivery),
@@ -298,6 +306,15 @@ def replied(code: int | None, reply: str) -> str:
     return f"{code} {text}" if code is not None else text
 
 
+def on_one_line(text: str) -> str:
+    """A cell that is not broken into lines when its neighbour is long."""
+    return format_html('<span class="pp-number">{}</span>', text)
+
+
+def moment(at: datetime | None) -> str | None:
+    return on_one_line(date_format(timezone.localtime(at), "j M Y, H:i")) if at else None
+
+
 # ---------------------------------------------------------------------------------- providers
 
 
@@ -344,18 +361,18 @@ class ProviderStateAdmin(ReadOnlyAdmin):
         return state_in_words(state)
 
     @display(description=_("paused until"))
-    def until(self, state: ProviderState) -> Any:
-        return state.paused_until if state_in_words(state)[0] == "paused" else None
+    def until(self, state: ProviderState) -> str | None:
+        return moment(state.paused_until) if state_in_words(state)[0] == "paused" else None
 
     @display(description=_("because"))
-    def reason(self, state: ProviderState) -> str:
+    def reason(self, state: ProviderState) -> str | None:
         if state_in_words(state)[0] == "open":
-            return "–"
+            return None
         return Truncator(replied(None, state.because)).chars(LONGEST_REPLY_IN_A_LIST)
 
     @display(description=_("since"))
-    def since(self, state: ProviderState) -> Any:
-        return state.paused_at if state_in_words(state)[0] != "open" else None
+    def since(self, state: ProviderState) -> str | None:
+        return moment(state.paused_at) if state_in_words(state)[0] != "open" else None
 
     @display(description=_("backend"))
     def backend(self, state: ProviderState) -> Any:
@@ -408,6 +425,7 @@ class ProviderStateAdmin(ReadOnlyAdmin):
             **self.admin_site.each_context(request),
             "opts": self.opts,
             "title": state.alias,
+            "original": state,
             "state": state,
             "condition": condition,
             "words": words,
@@ -430,7 +448,8 @@ def state_in_words(state: ProviderState) -> tuple[str, Any]:
 # ---------------------------------------------------------------------------------- django-q2
 
 # django-q2 registers its models with Django's own ModelAdmin, whose pages look broken inside
-# Unfold's frame. Its classes keep their behaviour and get Unfold's looks.
+# Unfold's frame. Its classes keep their behaviour and get Unfold's looks; lists of finished tasks
+# are filtered by typing, because a filter would look through all of them for its choices.
 for model in (Schedule, Success, Failure, OrmQ):
     if admin.site.is_registered(model):
         admin.site.unregister(model)
@@ -438,9 +457,25 @@ for model in (Schedule, Success, Failure, OrmQ):
 
 @admin.register(Schedule)
 class ScheduleAdmin(QScheduleAdmin, ModelAdmin):
-    list_display = ["name", "func", "schedule_type", "next_run", "get_last_run", "get_success"]
+    """When the machine wakes up. Which function it calls is not for a page to say: a schedule
+    may name any function of Python, so that writing one would be the right to run anything."""
+
+    list_display = ["name", "func", "schedule_type", "next_run", "last_run", "went_well"]
     list_display_links = ["name"]
     list_filter: list[Any] = []
+    fields = ["name", "func", "schedule_type", "minutes", "repeats", "next_run"]
+    readonly_fields = ["name", "func"]
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    @display(description=_("last run"))
+    def last_run(self, schedule: Schedule) -> Any:
+        return self.get_last_run(schedule)
+
+    @display(description=_("went well"), boolean=True)
+    def went_well(self, schedule: Schedule) -> Any:
+        return self.get_success(schedule)
 
 
 @admin.register(Success)

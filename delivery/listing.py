@@ -71,7 +71,8 @@ class Selection:
 class DeliveryPaginator(Paginator):  # type: ignore[type-arg]
     """Pages of deliveries without counting or walking over what lies before them."""
 
-    template_name = "admin/delivery/pagination.html"
+    # Not named pagination.html: Django would take that for every list of this app.
+    template_name = "admin/delivery/page_numbers.html"
 
     def __init__(
         self, object_list: QuerySet[Delivery], per_page: int, known_count: int | None = None

@@ -24,7 +24,8 @@ story_asked = Signal()
 
 @dataclass(frozen=True, slots=True)
 class StoryLine:
-    """One thing that happened. ``detail`` may be verbatim text from outside: escape it.
+    """One thing that happened. ``quote`` is verbatim text from outside, ``detail`` our own words
+    about it, or such text where nobody tells them apart: both must be escaped.
 
     ``tone`` is one of neutral, info, good, warning, bad: how the page colours it.
     """
@@ -33,6 +34,7 @@ class StoryLine:
     title: str
     detail: str = ""
     tone: str = "neutral"
+    quote: str = ""
 
 
 def story_of(delivery: Delivery) -> list[StoryLine]:
@@ -67,7 +69,13 @@ def _beginning(delivery: Delivery) -> Iterator[StoryLine]:
 
 def _attempts(delivery: Delivery) -> Iterator[StoryLine]:
     for attempt in delivery.attempt_log.all():
-        yield StoryLine(attempt.at, _verdict(attempt), _as_answered(attempt), _tone(attempt))
+        yield StoryLine(
+            attempt.at,
+            _verdict(attempt),
+            _circumstances(attempt),
+            _tone(attempt),
+            _verbatim(attempt.code, attempt.reply),
+        )
     # The hand-overs before this one are told by their attempts.
     if delivery.handed_over_at is not None:
         yield StoryLine(
@@ -100,17 +108,20 @@ def _tone(attempt: Attempt) -> str:
     )
 
 
-def _as_answered(attempt: Attempt) -> str:
-    """The reply verbatim, then where in the dialogue it came and which rule read it."""
-    reply = f"{attempt.code} {attempt.reply}" if attempt.code is not None else attempt.reply
-    where = _("provider %(provider)s, phase %(phase)s") % {
-        "provider": attempt.provider,
-        "phase": attempt.phase,
-    }
+def _circumstances(attempt: Attempt) -> str:
+    """Where in the dialogue the reply came, which rule read it, and what it led to."""
+    parts = [
+        _("Provider %(provider)s") % {"provider": attempt.provider},
+        _("phase %(phase)s") % {"phase": attempt.phase},
+    ]
     if attempt.rule:
-        where += ", " + _("rule %(rule)s") % {"rule": attempt.rule}
-    led_to = _("led to: %(status)s") % {"status": attempt.get_status_display()}
-    return f"{reply}\n({where}; {led_to})"
+        parts.append(_("rule %(rule)s") % {"rule": attempt.rule})
+    parts.append(_("led to: %(status)s") % {"status": attempt.get_status_display()})
+    return " · ".join(parts)
+
+
+def _verbatim(code: int | None, reply: str) -> str:
+    return f"{code} {reply}" if code is not None else reply
 
 
 def unconfirmed_in_words() -> str:
@@ -157,9 +168,11 @@ def _ending(delivery: Delivery) -> Iterator[StoryLine]:
 
 
 def _accepted(delivery: Delivery, at: datetime) -> StoryLine:
-    reply = f"{delivery.code} {delivery.reply}" if delivery.code is not None else delivery.reply
     return StoryLine(
-        at, _("Accepted by the provider's server: sent, not yet proof of delivery"), reply, "good"
+        at,
+        _("Accepted by the provider's server: sent, not yet proof of delivery"),
+        tone="good",
+        quote=_verbatim(delivery.code, delivery.reply),
     )
 
 

@@ -242,7 +242,7 @@ def _bounce_reason(delivery: Delivery) -> str:
     if not lines:
         return _("a report that is no longer on record.")
     last = max(lines, key=lambda line: (line.tone == "bad", line.at))
-    return _cut(last.detail or last.title)
+    return _cut(last.quote or last.detail or last.title)
 
 
 def _why_taken_out(campaign: Campaign, delivery: Delivery, records: _Records) -> str:

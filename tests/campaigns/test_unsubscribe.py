@@ -243,6 +243,7 @@ def test_a_mistake_is_taken_back_for_the_lists_that_this_link_ended(
     before.move(SubscriptionStatus.UNSUBSCRIBED, source="a person")
     client.post(f"/u/{reader.token}", {"action": "unsubscribe"})
     page = client.post(f"/u/{reader.token}", {"action": "subscribe-again"})
+    assert "You are subscribed, as before" in page.content.decode()
     assert "The Weekly" in page.content.decode()
     assert reader.on() == {"weekly", "other"}
     client.post(f"/u/{reader.token}", {"action": "subscribe-again"})

@@ -40,9 +40,11 @@ def test_a_letter_that_was_deferred_once_and_then_accepted_tells_it_in_order(now
     ]
     assert lines == sorted(lines, key=lambda line: line.at)
     assert "Weekly" in lines[0].detail
-    assert lines[1].detail.startswith("450 4.2.0 Greylisted\n")
-    assert "phase rcpt, rule greylisting" in lines[1].detail
-    assert lines[3].detail == "250 2.0.0 Ok: queued as 4bXy"
+    assert lines[1].quote == "450 4.2.0 Greylisted"
+    assert lines[1].detail == (
+        "Provider default · phase rcpt · rule greylisting · led to: Deferred"
+    )
+    assert lines[3].quote == "250 2.0.0 Ok: queued as 4bXy"
 
 
 @pytest.mark.parametrize(
