@@ -138,7 +138,7 @@ def _apply(
     ruling = _ruling(reports, delivery.address_key)
     bounced = any(isinstance(reports[place], BounceReport) for place in ruling)
     # False: another mail about the same letter was quicker, and this one is a replay.
-    if bounced and not mark_bounced(delivery.pk, now):
+    if bounced and not mark_bounced(delivery.pk):
         return
     first = rows[ruling[0]]
     reason = reason_to_suppress([reports[place] for place in ruling])

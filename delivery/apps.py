@@ -1,5 +1,3 @@
-from importlib.util import find_spec
-
 from django.apps import AppConfig
 from django.utils.translation import gettext_lazy as _
 
@@ -9,7 +7,4 @@ class DeliveryConfig(AppConfig):
     verbose_name = _("Delivery")
 
     def ready(self) -> None:
-        from delivery import checks  # noqa: F401  (registers itself)
-
-        if find_spec("campaigns.letter") and find_spec("campaigns.audience"):
-            from delivery import receivers  # noqa: F401
+        from delivery import checks, receivers  # noqa: F401  (they register themselves)

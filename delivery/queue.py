@@ -88,7 +88,7 @@ def fill_page(campaign: Campaign, size: int, now: datetime) -> int | None:
                          address_key, status, is_test, due_at, attempts, provider, reply, queued_at)
                     SELECT %s, %s, page.id, page.through_list, page.email, page.address_key,
                            %s, %s, %s, 0, '', '', %s
-                      FROM ({sql}) AS page WHERE true
+                      FROM ({sql}) AS page WHERE true ORDER BY page.id
                         ON CONFLICT DO NOTHING
                     """,
                     [
@@ -476,7 +476,7 @@ def cancel_waiting(campaign_id: int, size: int, now: datetime) -> int:
     return len(rows)
 
 
-def mark_bounced(delivery_id: int, now: datetime) -> bool:
+def mark_bounced(delivery_id: int) -> bool:
     """SENT or UNCONFIRMED -> BOUNCED: a final failure came back. False when it was neither.
 
     In the caller's transaction. A second report about the same letter changes nothing.
@@ -489,9 +489,7 @@ def mark_bounced(delivery_id: int, now: datetime) -> bool:
         )
         if row is None:
             continue
-        if Delivery.objects.filter(pk=delivery_id, status=source).update(
-            status=_S.BOUNCED, settled_at=now
-        ):
+        if Delivery.objects.filter(pk=delivery_id, status=source).update(status=_S.BOUNCED):
             _count([(row[0], row[1], source, _S.BOUNCED)], COMMON_SHARD)
             return True
     return False

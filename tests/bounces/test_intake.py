@@ -184,7 +184,7 @@ def test_the_same_report_in_two_mails_counts_once(deliver: Deliver, now) -> None
 
 def test_the_mail_that_comes_second_in_a_race_suppresses_nobody(monkeypatch, deliver, now) -> None:
     letter = deliver()
-    monkeypatch.setattr(intake, "mark_bounced", lambda delivery_id, now: False)
+    monkeypatch.setattr(intake, "mark_bounced", lambda delivery_id: False)
     assert take(report(delivered_to=return_path(letter)), now) is Verdict.BOUNCE
     assert suppressed() == set()
     assert not Bounce.objects.get().counted

@@ -316,8 +316,8 @@ def test_a_bounce_moves_a_sent_letter_once(campaign, now, state):
     row = Delivery.objects.first()
     Delivery.objects.filter(pk=row.pk).update(status=state)
     CampaignTotals.add(campaign.pk, 0, {"queued": -1, state: 1})
-    assert queue.mark_bounced(row.pk, now)
-    assert not queue.mark_bounced(row.pk, now)
+    assert queue.mark_bounced(row.pk)
+    assert not queue.mark_bounced(row.pk)
     assert statuses(campaign) == {"queued": 11, "bounced": 1}
 
 
@@ -325,7 +325,7 @@ def test_a_bounce_moves_a_sent_letter_once(campaign, now, state):
 def test_a_bounce_cannot_move_what_was_not_sent(campaign, now, state):
     row = Delivery.objects.first()
     Delivery.objects.filter(pk=row.pk).update(status=state)
-    assert not queue.mark_bounced(row.pk, now)
+    assert not queue.mark_bounced(row.pk)
     row.refresh_from_db()
     assert row.status == state
 
