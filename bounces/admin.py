@@ -138,6 +138,7 @@ class BouncesOfMail(ReadOnly, TabularInline):
     )
     extra = 0
     tab = False
+    hide_title = True
 
     @display(description=_("letter"))
     def letter(self, bounce: Bounce) -> SafeString | str:
