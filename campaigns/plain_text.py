@@ -133,6 +133,8 @@ class _Writer(HTMLParser):
     def _break(self, *, paragraph: bool = False) -> None:
         if self._lines[-1].strip():
             self._lines.append("")
+        else:
+            self._lines[-1] = ""  # a cell with nothing but &nbsp; in it
         if paragraph and len(self._lines) > 1 and self._lines[-2].strip():
             self._lines.append("")
 

@@ -25,7 +25,9 @@ def a_reader(
     return reader
 
 
-def a_campaign(*include: MailingList, exclude: tuple[MailingList, ...] = (), **fields: str) -> Campaign:
+def a_campaign(
+    *include: MailingList, exclude: tuple[MailingList, ...] = (), **fields: str
+) -> Campaign:
     texts = {
         "name": "November",
         "from_name": "Brand",

@@ -12,7 +12,9 @@ from campaigns.header_fields import clean_name, clean_subject
 from campaigns.letter import Addressee, LetterSource
 
 
-def compose(source: LetterSource, addressee: Addressee, *, domain: str, sender: str) -> EmailMessage:
+def compose(
+    source: LetterSource, addressee: Addressee, *, domain: str, sender: str
+) -> EmailMessage:
     """The letter that render() must equal in meaning, field by field and part by part."""
     values = {
         "email": addressee.rcpt_to,

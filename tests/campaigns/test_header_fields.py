@@ -160,7 +160,8 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "message_id", ["", "a@b", "<a>", "<a@b>\r\nBcc: x@y", "<a b@c>", "<a@é>", "<" + "a" * 300 + "@b>"]
+    "message_id",
+    ["", "a@b", "<a>", "<a@b>\r\nBcc: x@y", "<a b@c>", "<a@é>", "<" + "a" * 300 + "@b>"],
 )
 def test_a_message_id_that_is_none_is_refused(message_id: str) -> None:
     with pytest.raises(ValueError, match="Message-ID"):
@@ -233,7 +234,8 @@ def test_list_id_has_the_name_where_it_is_plain() -> None:
 
 
 @pytest.mark.parametrize(
-    ("label", "domain"), [("", "example.org"), ("a b", "example.org"), ("a>", "x"), ("a", "b" * 260)]
+    ("label", "domain"),
+    [("", "example.org"), ("a b", "example.org"), ("a>", "x"), ("a", "b" * 260)],
 )
 def test_a_list_id_that_is_none_is_refused(label: str, domain: str) -> None:
     with pytest.raises(ValueError, match="List-Id"):

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from email import message_from_bytes, policy
 from email.header import decode_header, make_header
 from email.message import EmailMessage
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -34,7 +35,8 @@ SOURCE = LetterSource(
     ),
     text=(
         "Dear {{ name | default('reader') }},\n\n.\nMAIL FROM:<evil@example.org>\n \n"
-        "{%- for letter in language %}\n* {{ letter }}{% endfor %}\n\nLeave: {{ unsubscribe_url }}\n"
+        "{%- for letter in language %}\n* {{ letter }}{% endfor %}\n\n"
+        "Leave: {{ unsubscribe_url }}\n"
     ),
 )
 READER = Addressee(
@@ -66,7 +68,7 @@ PLANNED = [
 ]
 
 
-# ------------------------------------------------------------------------------ the bytes themselves
+# ---------------------------------------------------------------------------- the bytes themselves
 
 
 def test_the_header_of_a_letter_is_this_to_the_octet() -> None:
@@ -326,9 +328,9 @@ def test_an_edition_is_compiled_once_and_found_by_its_content() -> None:
     assert letter_of(edition(subject="Other")) is not letter_of(edition())
 
 
-def test_a_changed_setting_is_another_letter(settings: object) -> None:
+def test_a_changed_setting_is_another_letter(settings: Any) -> None:
     before = letter_of(edition()).render(READER)
-    settings.CAMPAIGNS = {"SENDER_ID": "othersender", "LIST_ID_DOMAIN": "lists.example.net"}  # type: ignore[attr-defined]
+    settings.CAMPAIGNS = {"SENDER_ID": "othersender", "LIST_ID_DOMAIN": "lists.example.net"}
 
     after = letter_of(edition()).render(READER)
 
