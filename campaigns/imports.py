@@ -63,8 +63,8 @@ from campaigns.states import SubscriptionStatus
 
 logger = logging.getLogger(__name__)
 
-# From 500 to 5,000 lines a batch the speed is the same within a tenth; a short batch lets others
-# write, and Cancel act, a few times a second.
+# 5,000 lines a batch cost about a fifth less CPU a line, but keep other writers, and Cancel,
+# waiting five times as long: this way they get their turn several times a second.
 BATCH_LINES = 1000
 BATCH_BYTES = 4 * 1024 * 1024
 PREVIEW_LINES = 10
