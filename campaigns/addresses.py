@@ -11,9 +11,9 @@ from email_validator.rfc_constants import CASE_INSENSITIVE_MAILBOX_NAMES
 
 # The addresses of nearly every reader. What matches is an address for email-validator too, and
 # comes out of it as it went in but for its case (tests/campaigns/test_addresses.py proves both);
-# what does not match is asked of email-validator, which costs over twenty times as much. Hence stricter
-# than it: no quotes, no name ending in its reserved names, no label with hyphens in the third and
-# fourth place (RFC 5890 section 2.3.1: those need IDNA).
+# what does not match is asked of email-validator, which costs over twenty times as much.
+# Hence stricter than it: no quotes, no name ending in its reserved names, no label with hyphens
+# in the third and fourth place (RFC 5890 section 2.3.1: those need IDNA).
 _PLAIN_ADDRESS = re.compile(
     r"([A-Za-z0-9_+-]+(?:\.[A-Za-z0-9_+-]+)*)@"
     r"((?:(?!..--)[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+"

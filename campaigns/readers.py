@@ -1,8 +1,8 @@
 """Readers in bulk: looked up, added, completed and put on a list, a statement for a whole batch.
 
-Plain SQL: on SQLite an import by the ORM's bulk_create takes five times the CPU per reader. A batch travels
-as one JSON parameter that the database takes apart as a table; how it does so is all in which
-the two databases differ. Everything here runs in the caller's transaction.
+Plain SQL: on SQLite an import by the ORM's bulk_create takes five times the CPU per reader. A
+batch travels as one JSON parameter that the database takes apart as a table; how it does so is
+all in which the two databases differ. Everything here runs in the caller's transaction.
 """
 
 from __future__ import annotations
