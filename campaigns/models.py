@@ -10,6 +10,7 @@ from django.conf import settings
 from django.core.validators import validate_slug
 from django.db import models, transaction
 from django.db.models import F, Q
+from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
 from campaigns.addresses import address_key, normalise_address
@@ -142,7 +143,7 @@ class Subscription(models.Model):
             moved = (
                 Subscription.objects.filter(pk=self.pk, status=self.status)
                 .exclude(status=status)
-                .update(status=status, changed_at=models.functions.Now())
+                .update(status=status, changed_at=Now())
             )
             if not moved:
                 return False
@@ -245,23 +246,23 @@ class Suppression(models.Model):
 
         Not ON CONFLICT UPDATE: a second bounce must not move the date of the first.
         """
-        suppression = cls(
+        suppression = Suppression(
             address_key=address_key(address),
             reason=reason,
             source=source[:200],
             evidence=evidence,
             created_by=by,
         )
-        before = cls.in_force().filter(address_key=suppression.address_key).exists()
+        before = Suppression.in_force().filter(address_key=suppression.address_key).exists()
         if before:
             return False
-        cls.objects.bulk_create([suppression], ignore_conflicts=True)
+        Suppression.objects.bulk_create([suppression], ignore_conflicts=True)
         return True
 
     @classmethod
     def in_force(cls) -> models.QuerySet[Suppression]:
         """The suppressions that hold now."""
-        return cls.objects.filter(lifted_at__isnull=True)
+        return Suppression.objects.filter(lifted_at__isnull=True)
 
     def lift(self, *, now: datetime, by: Any = None) -> bool:
         """Ends it; False when somebody already had."""
@@ -415,7 +416,7 @@ class Campaign(models.Model):
         with transaction.atomic():
             moved = Campaign.objects.filter(
                 pk=self.pk, status__in=sources or permitted_sources(target)
-            ).update(status=target, updated_at=models.functions.Now(), **changes)
+            ).update(status=target, updated_at=Now(), **changes)
             if not moved:
                 return False
             CampaignEvent.objects.create(campaign=self, action=action, note=note, by=by)
@@ -527,11 +528,11 @@ class CampaignTotals(models.Model):
         changes = {name: change for name, change in changes.items() if change}
         if not changes:
             return
-        row = cls.objects.filter(campaign_id=campaign_id, shard=shard)
+        row = CampaignTotals.objects.filter(campaign_id=campaign_id, shard=shard)
         added = {name: F(name) + change for name, change in changes.items()}
         if not row.update(**added):
-            cls.objects.bulk_create(
-                [cls(campaign_id=campaign_id, shard=shard)], ignore_conflicts=True
+            CampaignTotals.objects.bulk_create(
+                [CampaignTotals(campaign_id=campaign_id, shard=shard)], ignore_conflicts=True
             )
             row.update(**added)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from django.core.exceptions import EmptyResultSet
 from django.db import connection, transaction
-from django.db.models import Count, Exists, Min, OuterRef, Q
+from django.db.models import Count, Exists, Min, OuterRef, Q, QuerySet
 
 from campaigns.audience import audience_page
 from campaigns.models import Campaign, CampaignTotals, Subscription, Suppression
@@ -67,9 +67,8 @@ def fill_page(campaign: Campaign, size: int, now: datetime) -> int | None:
         row = Campaign.objects.select_for_update().get(pk=campaign.pk)
         if row.filled_at is not None or row.status != CampaignStatus.SENDING:
             return None
-        page = audience_page(row, row.filled_up_to, size).values(
-            "id", "through_list", "email", "address_key"
-        )
+        readers: QuerySet[Any] = audience_page(row, row.filled_up_to, size)
+        page = readers.values("id", "through_list", "email", "address_key")
         try:
             sql, parameters = page.query.sql_with_params()
         except EmptyResultSet:  # a campaign to no list
