@@ -1,8 +1,8 @@
 """SMTP submission over aiosmtplib, on kept connections, with the phase of each letter known.
 
-aiosmtplib's ``data()`` covers 354, body and final reply in one call, and its lost-connection
-error is the same for every phase. So the dialogue is ours, command by command (RFC 5321), and
-what was lost *after* the final dot is told apart from what was lost before it.
+aiosmtplib connects, encrypts and logs in. Its ``data()`` covers 354, body and final reply in one
+call, and its lost-connection error is the same for every phase; so the letters themselves are
+smtp_pipelining's, and what was lost *after* the final dot is told apart from what was lost before.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import contextlib
 import re
 import ssl
 import time
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from aiosmtplib import SMTP
 from aiosmtplib.errors import (
@@ -34,6 +36,14 @@ from delivery.outcomes import (
     Unavailable,
     Unconfirmed,
 )
+from delivery.providers.smtp_pipelining import (
+    Letter,
+    LetterClient,
+    LetterProtocol,
+    LostError,
+    Step,
+    Timeouts,
+)
 from delivery.replies import classify
 
 # RFC 5321 section 4.5.3.2, in seconds. Too short a wait after the final dot makes doubts.
@@ -44,7 +54,13 @@ FINAL_DOT_TIMEOUT = 600.0
 QUIT_TIMEOUT = 2.0
 
 _LOST = (SMTPServerDisconnected, SMTPTimeoutError, SMTPConnectError, OSError, TimeoutError)
-_LEADING_DOT = re.compile(rb"(?m)^\.")
+_PHASES = {
+    Step.RSET: Phase.MAIL,
+    Step.MAIL: Phase.MAIL,
+    Step.RCPT: Phase.RCPT,
+    Step.DATA: Phase.DATA,
+    Step.LETTER: Phase.FINAL_DOT,
+}
 _UNSAFE_IN_PATH = re.compile(r"[\x00-\x20\x7f<>]|[^\x00-\x7f]")
 
 
@@ -54,7 +70,9 @@ class SMTPProvider:
     ``security``: "starttls" (required, never "if offered"), "tls" (implicit, port 465) or "none".
     Certificates are verified against the system's authorities, or those of ``ca_file``.
     ``connections`` are kept open in each worker process, each for ``letters_per_connection``
-    letters or ``seconds_per_connection`` seconds. ``local_hostname`` is what EHLO says.
+    letters or ``seconds_per_connection`` seconds; ``concurrency`` is twice their number, for the
+    commands of a second letter may stand behind the first (RFC 2920). ``chunking``: BDAT instead
+    of DATA where the server announces both (RFC 3030). ``local_hostname`` is what EHLO says.
     """
 
     def __init__(
@@ -70,6 +88,7 @@ class SMTPProvider:
         letters_per_connection: int = 100,
         seconds_per_connection: float = 300.0,
         final_dot_timeout: float = FINAL_DOT_TIMEOUT,
+        chunking: bool = True,
     ) -> None:
         if not host:
             raise ValueError("host is empty")
@@ -86,11 +105,16 @@ class SMTPProvider:
         self.local_hostname = local_hostname
         self.letters_per_connection = letters_per_connection
         self.seconds_per_connection = seconds_per_connection
-        self.final_dot_timeout = final_dot_timeout
-        self.concurrency = connections
+        self.timeouts = Timeouts(COMMAND_TIMEOUT, DATA_TIMEOUT, final_dot_timeout)
+        self.chunking = chunking
+        self.connections = connections
+        self.concurrency = 2 * connections
         self._tls = ssl.create_default_context(cafile=ca_file) if security != "none" else None
         self.note_final_dot: Callable[[int], None] = lambda reference: None
-        self._free: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
+        self._places: list[Connection] = []
+        self._idle: list[Connection] = []
+        self._offered: deque[Connection] = deque()
+        self._waiting: deque[asyncio.Future[Connection]] = deque()
 
     def watch(self, note: Callable[[int], None]) -> None:
         """``note`` is called with a letter's reference just before its final dot is written."""
@@ -98,26 +122,54 @@ class SMTPProvider:
 
     async def open(self) -> None:
         """Makes the places for connections; each connects with its first letter."""
-        self._free = asyncio.LifoQueue()
-        for _ in range(self.concurrency):
-            self._free.put_nowait(Connection(self))
+        self._places = [Connection(self) for _ in range(self.connections)]
+        self._idle = list(self._places)
+        self._offered.clear()
 
     async def send(self, message: OutgoingMessage) -> Outcome:
-        """Hands one letter over on a free connection."""
-        connection = await self._free.get()
+        """Hands one letter over: on an idle connection, else behind the letter of a busy one, else
+        when there is room."""
+        connection = self._free_connection()
+        if connection is None:
+            turn: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            connection = await turn
         try:
             return await connection.hand_over(message)
         finally:
-            self._free.put_nowait(connection)
+            connection.load -= 1
+            self._offer(connection)
+            while self._waiting and (free := self._free_connection()) is not None:
+                self._waiting.popleft().set_result(free)
 
     async def close(self) -> None:
         """QUIT on every open connection."""
-        connections = [self._free.get_nowait() for _ in range(self._free.qsize())]
-        await asyncio.gather(*(connection.quit() for connection in connections))
+        await asyncio.gather(*(connection.quit() for connection in self._places))
 
-    def new_client(self) -> SMTP:
+    def _free_connection(self) -> Connection | None:
+        if self._idle:
+            connection = self._idle.pop()
+            connection.load = 1
+            self._offer(connection)
+            return connection
+        while self._offered:
+            connection = self._offered.popleft()
+            connection.is_offered = False
+            if connection.load == 1 and connection.has_room:
+                connection.load = 2
+                return connection
+        return None
+
+    def _offer(self, connection: Connection) -> None:
+        if connection.load == 0:
+            self._idle.append(connection)
+        elif connection.load == 1 and not connection.is_offered:
+            connection.is_offered = True
+            self._offered.append(connection)
+
+    def new_client(self) -> LetterClient:
         """An aiosmtplib client that connects and does nothing else by itself."""
-        return SMTP(
+        return LetterClient(
             hostname=self.host,
             port=self.port,
             use_tls=self.security == "tls",
@@ -129,13 +181,20 @@ class SMTPProvider:
 
 
 class Connection:
-    """One place for a connection, and the dialogue on it."""
+    """One place for a connection, and what becomes of letters on it. Two letters may use it at a
+    time: one whose answer is awaited, and one whose commands stand behind it."""
 
     def __init__(self, provider: SMTPProvider) -> None:
         self.provider = provider
-        self.client: SMTP | None = None
+        self.client: LetterClient | None = None
+        self.protocol: LetterProtocol | None = None
         self.letters = 0
         self.connected_at = 0.0
+        self.says_size = False
+        # Letters that have this connection now, and whether it is offered to a second one.
+        self.load = 0
+        self.is_offered = False
+        self._connecting = asyncio.Lock()
 
     async def hand_over(self, message: OutgoingMessage) -> Outcome:
         """One letter, on the kept connection when it still answers, else on a new one."""
@@ -144,37 +203,53 @@ class Connection:
             rcpt_to = _path(message.envelope.rcpt_to)
         except ValueError as error:
             return Rejected(Reply.of(Phase.MAIL, None, str(error)), rule="unsafe address")
-        if self.client is not None and not self._is_fresh():
-            await self.quit()
-        if self.client is not None:
-            outcome = await self._transaction(message, mail_from, rcpt_to)
+        # The server may have closed an idle connection without a word (Yahoo after a number of
+        # letters). Nothing of the letter was taken then: once more on a new one. And when that
+        # one breaks before the first answer too, one command at a time: a server that dies of
+        # this letter's RCPT may have kept its answer to MAIL in a buffer.
+        for pipelining in (True, True, False):
+            if self.protocol is None or not self._is_fresh():
+                failure = await self._connect_once(pipelining)
+                if failure is not None:
+                    return failure
+            is_kept = self.letters > 0
+            outcome = await self._try(message, mail_from, rcpt_to)
             if outcome is not None:
                 return outcome
-            # The server had closed the idle connection, as servers do without a word (Yahoo after
-            # a number of letters). Nothing of this letter was taken: once more on a new one.
-        failure = await self._connect()
-        if failure is not None:
-            return failure
-        outcome = await self._transaction(message, mail_from, rcpt_to)
-        return outcome or Unavailable(
+            if not is_kept and not (self.protocol is not None and self.protocol.pipelining):
+                break
+        return Unavailable(
             Reply.of(Phase.MAIL, None, "The connection was lost before the letter began."),
             rule="connection lost",
         )
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a second letter may queue up behind the one that is here."""
+        return self.protocol is None or self._is_fresh()
+
     def _is_fresh(self) -> bool:
-        age = time.monotonic() - self.connected_at
         return (
-            self.client is not None
-            and self.client.is_connected
+            self.protocol is not None
+            and self.protocol.is_usable
+            and self.protocol.is_connected
             and self.letters < self.provider.letters_per_connection
-            and age < self.provider.seconds_per_connection
+            and time.monotonic() - self.connected_at < self.provider.seconds_per_connection
         )
 
     # ------------------------------------------------------------------ the session
 
-    async def _connect(self) -> Outcome | None:
+    async def _connect_once(self, pipelining: bool) -> Outcome | None:
+        """Connects, unless the other letter that has this place did so meanwhile."""
+        async with self._connecting:
+            if self._is_fresh():
+                return None
+            await self.quit()
+            return await self._connect(pipelining)
+
+    async def _connect(self, pipelining: bool) -> Outcome | None:
         """Greeting, EHLO, STARTTLS, AUTH; None when the connection is ready for letters."""
-        self.client = client = self.provider.new_client()
+        client = self.provider.new_client()
         phase = Phase.CONNECT
         try:
             await client.connect()
@@ -189,18 +264,21 @@ class Connection:
                 await client.login(
                     self.provider.username, self.provider.password, timeout=COMMAND_TIMEOUT
                 )
+            protocol = client.begin_letters(
+                self.provider.timeouts, pipelining=pipelining, chunking=self.provider.chunking
+            )
         except SMTPResponseException as refusal:
-            await self.quit()
+            await _quit(client)
             # aiosmtplib reads the greeting inside connect().
             at = Phase.GREETING if phase is Phase.CONNECT else phase
             return classify(Reply.of(at, refusal.code, refusal.message))
         except ssl.SSLCertVerificationError as error:
-            self._drop()
+            client.close()
             return self._needs_a_person(
                 Phase.STARTTLS, f"Certificate refused: {error.verify_message}"
             )
         except SMTPException as error:
-            self._drop()
+            client.close()
             cause = error.__cause__
             if isinstance(cause, ssl.SSLCertVerificationError):
                 text = f"Certificate refused: {cause.verify_message}"
@@ -210,8 +288,10 @@ class Connection:
                 return self._needs_a_person(phase, error.message)
             return Unavailable(Reply.of(phase, None, error.message), rule="no connection")
         except OSError as error:
-            self._drop()
+            client.close()
             return Unavailable(Reply.of(phase, None, str(error)), rule="no connection")
+        self.client, self.protocol = client, protocol
+        self.says_size = client.supports_extension("size")
         self.letters = 0
         self.connected_at = time.monotonic()
         return None
@@ -222,89 +302,56 @@ class Connection:
 
     # ------------------------------------------------------------------ the letter
 
-    async def _transaction(
-        self, message: OutgoingMessage, mail_from: str, rcpt_to: str
-    ) -> Outcome | None:
-        """MAIL, RCPT, DATA, the letter, the final dot. None: the kept connection was dead before
-        the server saw anything of this letter."""
-        client = self.client
-        assert client is not None
-        first = self.letters == 0
+    async def _try(self, message: OutgoingMessage, mail_from: str, rcpt_to: str) -> Outcome | None:
+        """MAIL, RCPT, DATA, the letter, the final dot. None: the connection was lost, or a kept
+        one ended with 421, before the server had answered anything of this letter."""
+        assert self.protocol is not None
+        is_kept = self.letters > 0
         self.letters += 1
-        phase = Phase.MAIL
+        size = f" SIZE={len(message.content)}" if self.says_size else ""
+        letter = Letter(
+            f"MAIL FROM:{mail_from}{size}\r\n".encode("ascii"),
+            f"RCPT TO:{rcpt_to}\r\n".encode("ascii"),
+            message.content,
+            partial(self.provider.note_final_dot, message.reference),
+        )
         try:
-            size = f" SIZE={len(message.content)}" if client.supports_extension("size") else ""
-            reply = await self._command(phase, f"MAIL FROM:{mail_from}{size}")
-            if reply.code != 250:
-                return await self._refused(reply)
-            phase = Phase.RCPT
-            reply = await self._command(phase, f"RCPT TO:{rcpt_to}")
-            if reply.code not in {250, 251, 252}:
-                return await self._refused(reply)
-            phase = Phase.DATA
-            reply = await self._command(phase, "DATA", DATA_TIMEOUT)
-            if reply.code != 354:
-                return await self._refused(reply)
-            protocol = client.protocol
-            if protocol is None:
-                raise SMTPServerDisconnected("Connection lost")
-            self.provider.note_final_dot(message.reference)
-            protocol.write(_LEADING_DOT.sub(b"..", message.content) + b".\r\n")
-            # From here on the server may have it all. write() hands to the socket or raises.
-            phase = Phase.FINAL_DOT
-            answer = await protocol.read_response(timeout=self.provider.final_dot_timeout)
-        except _LOST as error:
-            self._drop()
-            if phase is Phase.MAIL and not first:
-                return None
-            return _lost(phase, str(error) or type(error).__name__)
-        except SMTPResponseException as nonsense:
-            # A line that is no reply at all: never reuse the connection.
-            self._drop()
-            return _lost(phase, nonsense.message)
-        reply = Reply.of(phase, answer.code, answer.message)
-        if 200 <= answer.code < 300:
-            return Accepted(reply)
-        if answer.code < 400:
-            # Out of step: this is not the answer to this letter, whose own answer is unknown.
-            self._drop()
-            return Unconfirmed(reply, rule="out of step")
-        return await self._refused(reply, transaction_is_over=True)
-
-    async def _command(self, phase: Phase, line: str, timeout: float = COMMAND_TIMEOUT) -> Reply:
-        assert self.client is not None
-        answer = await self.client.execute_command(line.encode("ascii"), timeout=timeout)
-        return Reply.of(phase, answer.code, answer.message)
-
-    async def _refused(self, reply: Reply, *, transaction_is_over: bool = False) -> Outcome:
-        """What the refusal means; the connection is made ready for the next letter or given up."""
-        assert self.client is not None
-        if reply.code in {421, 503} or reply.code is None or reply.code < 400:
-            await self.quit()
-        elif not transaction_is_over:
-            try:
-                if (
-                    await self.client.execute_command(b"RSET", timeout=COMMAND_TIMEOUT)
-                ).code != 250:
-                    await self.quit()
-            except (SMTPException, OSError):
-                self._drop()
+            answer = await self.protocol.submit(letter)
+        except LostError as lost:
+            return None if lost.step is Step.MAIL else _lost(_PHASES[lost.step], str(lost))
+        phase = _PHASES[answer.step]
+        reply = Reply.of(phase, answer.code, answer.text)
+        if phase is Phase.FINAL_DOT:
+            if not answer.in_step:
+                # This is not the answer to this letter, whose own answer is unknown.
+                return Unconfirmed(reply, rule="out of step")
+            if 200 <= answer.code < 300:
+                return Accepted(reply)
+        elif phase is Phase.MAIL and answer.code == 421 and is_kept:
+            # The usual end of a connection that had its share of letters; if the server is
+            # really closed, a new connection will be told so.
+            return None
         return classify(reply)
 
     # ------------------------------------------------------------------ the end
 
-    def _drop(self) -> None:
-        """Ends the connection at once; after a time-out nothing may be read from it any more."""
-        if self.client is not None:
-            self.client.close()
-        self.client = None
-
     async def quit(self) -> None:
         """QUIT, and no sorrow when the server is gone (its answers to letters are all read)."""
-        if self.client is not None and self.client.is_connected:
-            with contextlib.suppress(SMTPException, OSError):
-                await self.client.quit(timeout=QUIT_TIMEOUT)
-        self._drop()
+        client, protocol = self.client, self.protocol
+        self.client = self.protocol = None
+        if client is None or protocol is None:
+            return
+        if protocol.is_idle:
+            await _quit(client)
+        else:
+            protocol.abort("Closed while a letter was under way")
+
+
+async def _quit(client: SMTP) -> None:
+    if client.is_connected:
+        with contextlib.suppress(SMTPException, OSError):
+            await client.quit(timeout=QUIT_TIMEOUT)
+    client.close()
 
 
 def _lost(phase: Phase, text: str) -> Outcome:

@@ -1,0 +1,383 @@
+"""Whole letters over aiosmtplib's connection, commands in groups (RFC 2920, RFC 3030).
+
+aiosmtplib waits for the answer to each command: four round trips, four futures and four timers a
+letter. This subclass of its protocol adds ``submit``, which writes MAIL, RCPT and DATA at once
+where the server announced PIPELINING, and the commands of the *next* letter behind the final dot
+of this one: one round trip, one future and no timer of its own for each letter. Connecting, EHLO,
+STARTTLS, AUTH, RSET and QUIT stay aiosmtplib's.
+
+What is never given up for speed: the replies come in order, so the phase of every letter is known
+at every moment; a letter's octets are written only after its recipient was accepted, and never
+again; ``note`` is called before they are; and no second letter's octets leave before the first
+one's answer was read, so a lost connection leaves one letter in doubt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import cast
+
+from aiosmtplib import SMTP
+from aiosmtplib.protocol import MAX_RESPONSE_LENGTH, SMTPProtocol
+
+
+class Step(Enum):
+    """What a reply that is still to come will answer, in the order of the dialogue."""
+
+    RSET = auto()
+    MAIL = auto()
+    RCPT = auto()
+    DATA = auto()
+    LETTER = auto()  # the final dot, or the last chunk
+    EMPTY = auto()  # a lone dot for a server that said 354 although it had refused the recipient
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The reply that decided a letter's fate, and what it answered.
+
+    ``in_step`` is False when it cannot be the answer to that step (354 to a final dot): then it
+    says nothing about the letter.
+    """
+
+    step: Step
+    code: int
+    text: str
+    in_step: bool = True
+
+
+class LostError(Exception):
+    """The connection ended, or fell silent, before the answer to ``step``."""
+
+    def __init__(self, step: Step, reason: str) -> None:
+        super().__init__(reason)
+        self.step = step
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds to wait for each reply (RFC 5321 section 4.5.3.2)."""
+
+    command: float = 300.0
+    data: float = 120.0
+    letter: float = 600.0
+
+    def of(self, step: Step) -> float:
+        if step is Step.LETTER:
+            return self.letter
+        return self.data if step is Step.DATA else self.command
+
+
+@dataclass(slots=True, eq=False)
+class Letter:
+    """A letter on its way. ``note``: called just before its last octets are written."""
+
+    mail: bytes  # the commands with CRLF
+    rcpt: bytes
+    content: bytes
+    note: Callable[[], None]
+    answer: asyncio.Future[Answer] = field(init=False)
+    refusal: Answer | None = None
+
+
+class LetterProtocol(SMTPProtocol):
+    """aiosmtplib's protocol, with whole letters. Up to two may be submitted at a time."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        connection_lost_callback: Callable[[SMTPProtocol], None] | None,
+        *,
+        pipelining: bool,
+        chunking: bool,
+        timeouts: Timeouts,
+    ) -> None:
+        super().__init__(loop=loop, connection_lost_callback=connection_lost_callback)
+        self.pipelining = pipelining
+        # Without PIPELINING there would be nothing to win.
+        self.chunking = chunking and pipelining
+        self.timeouts = timeouts
+        # False: no further letter may be given to this connection.
+        self.is_usable = True
+        self._expected: deque[tuple[Step, Letter]] = deque()
+        self._ahead: Letter | None = None  # submitted, and not a command of it written
+        self._unread = b""
+        self._lines: list[bytes] = []  # of a reply that is not complete
+        self._must_reset = False
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    # ------------------------------------------------------------------ letters
+
+    def submit(self, letter: Letter) -> asyncio.Future[Answer]:
+        """Sends a letter as soon as the one before it allows. The future brings its Answer, or
+        LostError with the step that had no answer."""
+        letter.answer = self._loop.create_future()
+        if self.transport is None or self.transport.is_closing():
+            self._fail(letter, Step.MAIL, "Connection lost")
+        elif not self._expected:
+            self._begin(letter, b"")
+            self._watch_the_time()
+        elif self.pipelining and self._expected[-1][0] is Step.LETTER:
+            self._begin(letter, b"")
+        else:
+            assert self._ahead is None
+            self._ahead = letter
+        return letter.answer
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no letter is under way."""
+        return not self._expected and self._ahead is None
+
+    def abort(self, reason: str) -> None:
+        """Ends the connection at once; what is under way is lost."""
+        self.is_usable = False
+        if self.transport is not None:
+            cast(asyncio.WriteTransport, self.transport).abort()
+        self._lose(reason)
+
+    def _begin(self, letter: Letter, before: bytes) -> None:
+        """Writes a letter's first group of commands, behind ``before`` (the letter ahead)."""
+        if self._must_reset:
+            self._must_reset = False
+            self._expected.append((Step.RSET, letter))
+            before += b"RSET\r\n"
+        self._expected.append((Step.MAIL, letter))
+        if not self.pipelining:
+            self.write(before + letter.mail)
+            return
+        self._expected.append((Step.RCPT, letter))
+        if self.chunking:
+            self.write(before + letter.mail + letter.rcpt)
+        else:
+            self._expected.append((Step.DATA, letter))
+            self.write(before + letter.mail + letter.rcpt + b"DATA\r\n")
+
+    def _hand_over(self, letter: Letter) -> None:
+        """Writes the letter itself, and with it the commands of the one behind."""
+        letter.note()
+        if self.chunking:
+            octets = b"BDAT %d LAST\r\n%b" % (len(letter.content), letter.content)
+        else:
+            octets = dotted(letter.content)
+        self._expected.append((Step.LETTER, letter))
+        ahead, self._ahead = self._ahead, None
+        if ahead is None:
+            self.write(octets)
+        elif self.pipelining:
+            self._begin(ahead, octets)
+        else:
+            self._ahead = ahead
+            self.write(octets)
+
+    # ------------------------------------------------------------------ replies
+
+    def data_received(self, data: bytes) -> None:
+        if not self._expected:
+            if self._response_pending:  # a command of aiosmtplib's own
+                super().data_received(data)
+            else:
+                # Nobody asked: most often a 421 before the server closes an idle connection.
+                self.is_usable = False
+            return
+        if self._unread:
+            data = self._unread + data
+        begin = 0
+        while (end := data.find(b"\n", begin)) >= 0:
+            line, begin = data[begin:end], end + 1
+            if line[3:4] == b"-":
+                self._lines.append(line)
+                continue
+            if not self._expected:
+                self.is_usable = False
+                break
+            if not self._reply(line):
+                return
+        self._unread = data[begin:]
+        if len(self._unread) + sum(map(len, self._lines)) > MAX_RESPONSE_LENGTH:
+            self.abort("Response too long")
+        elif self._expected:
+            self._watch_the_time()
+
+    def _reply(self, line: bytes) -> bool:
+        """A complete reply, of which ``line`` is the last line; False when all is over."""
+        text = line[4:].strip().decode("utf-8", "surrogateescape")
+        if self._lines:
+            lines = [one[4:].strip().decode("utf-8", "surrogateescape") for one in self._lines]
+            text = "\n".join([*lines, text])
+            self._lines.clear()
+        code = line[:3]
+        if len(code) < 3 or not code.isdigit():
+            self.abort(f"Malformed SMTP response line: {line.decode('utf-8', 'replace')}")
+            return False
+        step, letter = self._expected.popleft()
+        self._answered(letter, Answer(step, int(code), text))
+        return self.transport is not None and not self.transport.is_closing()
+
+    def _answered(self, letter: Letter, answer: Answer) -> None:
+        step, code = answer.step, answer.code
+        if step is Step.LETTER:
+            if code < 200 or 300 <= code < 400:
+                answer = Answer(step, code, answer.text, in_step=False)
+            self._finish(letter, answer)
+        elif step is Step.MAIL or step is Step.RCPT:
+            # Only RCPT knows 251 and 252 (RFC 5321 section 4.3.2).
+            if code == 250 or (step is Step.RCPT and code in {251, 252}):
+                self._accepted(letter, step)
+            else:
+                self._refused(letter, answer)
+        elif step is Step.DATA:
+            self._data_answered(letter, answer)
+        elif step is Step.EMPTY:
+            # Whatever became of an empty letter to nobody: this one was refused before.
+            self.is_usable &= code >= 400
+            assert letter.refusal is not None
+            self._finish(letter, letter.refusal)
+        elif code != 250:  # RSET
+            self.is_usable = False
+
+    def _accepted(self, letter: Letter, step: Step) -> None:
+        if not self.pipelining:
+            command = letter.rcpt if step is Step.MAIL else b"DATA\r\n"
+            self._expected.append((Step.RCPT if step is Step.MAIL else Step.DATA, letter))
+            self.write(command)
+        elif self.chunking and step is Step.RCPT and letter.refusal is None:
+            self._hand_over(letter)
+        elif self.chunking and step is Step.RCPT:
+            self._finish_refused(letter)
+
+    def _refused(self, letter: Letter, answer: Answer) -> None:
+        """MAIL or RCPT was refused; with pipelining more answers to this letter follow."""
+        letter.refusal = letter.refusal or answer
+        follows = bool(self._expected) and self._expected[0][1] is letter
+        if answer.code < 400:
+            # Neither yes nor no: the replies are out of step, and no octet of it has left.
+            self._finish_refused(letter)
+        elif not follows:
+            self._finish_refused(letter)
+
+    def _data_answered(self, letter: Letter, answer: Answer) -> None:
+        if answer.code != 354:
+            letter.refusal = letter.refusal or answer
+            self._finish_refused(letter)
+        elif letter.refusal is None:
+            self._hand_over(letter)
+        elif letter.refusal.step is Step.RCPT:
+            # RFC 2920 section 3.1: the recipient was refused and DATA was not. A lone dot ends it.
+            self._expected.append((Step.EMPTY, letter))
+            self.write(b".\r\n")
+        else:
+            # It refused the sender and may have accepted the recipient: a dot could be a letter.
+            self._finish(letter, letter.refusal)
+            self.abort("354 to a letter whose sender was refused")
+
+    def _finish_refused(self, letter: Letter) -> None:
+        assert letter.refusal is not None
+        self._must_reset = True
+        self._finish(letter, letter.refusal)
+
+    def _finish(self, letter: Letter, answer: Answer) -> None:
+        if not letter.answer.done():
+            letter.answer.set_result(answer)
+        # 421: it closes. 503 or a reply that is no answer: the dialogue is out of step.
+        if answer.code in {421, 503}:
+            self.is_usable = False
+        elif answer.code < 400 and not (answer.step is Step.LETTER and answer.in_step):
+            self.abort("The replies are out of step")
+            return
+        if self._ahead is not None and not self._expected:
+            ahead, self._ahead = self._ahead, None
+            if self.is_usable:
+                self._begin(ahead, b"")
+            else:
+                self._fail(ahead, Step.MAIL, "The connection ended before the letter began")
+
+    # ------------------------------------------------------------------ the end, and the time
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lose(str(exc) if exc else "Connection lost")
+        super().connection_lost(exc)
+
+    def eof_received(self) -> bool:
+        self._lose("Unexpected EOF received")
+        return super().eof_received()
+
+    def _lose(self, reason: str) -> None:
+        """Tells every letter under way how far it had come."""
+        self.is_usable = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        expected, self._expected = self._expected, deque()
+        ahead, self._ahead = self._ahead, None
+        for step, letter in expected:
+            if letter.answer.done():
+                continue
+            if letter.refusal is not None:
+                letter.answer.set_result(letter.refusal)
+            else:
+                self._fail(letter, Step.MAIL if step is Step.RSET else step, reason)
+        if ahead is not None:
+            self._fail(ahead, Step.MAIL, reason)
+
+    def _fail(self, letter: Letter, step: Step, reason: str) -> None:
+        if not letter.answer.done():
+            letter.answer.set_exception(LostError(step, reason))
+            letter.answer.exception()  # retrieved, also if its sender was cancelled
+
+    def _watch_the_time(self) -> None:
+        """The next reply has its time from now on. The timer is moved only when it has to be
+        earlier, or when it rings: so most letters touch no timer at all."""
+        self._deadline = self._loop.time() + self.timeouts.of(self._expected[0][0])
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._deadline, self._time_is_up)
+        elif self._deadline < self._timer.when():
+            self._timer.cancel()
+            self._timer = self._loop.call_at(self._deadline, self._time_is_up)
+
+    def _time_is_up(self) -> None:
+        self._timer = None
+        if not self._expected:
+            return
+        if self._loop.time() < self._deadline:
+            self._timer = self._loop.call_at(self._deadline, self._time_is_up)
+        else:
+            self.abort("Timed out waiting for server response")
+
+
+class LetterClient(SMTP):
+    """An aiosmtplib client whose connection, once ready, takes whole letters."""
+
+    def begin_letters(
+        self, timeouts: Timeouts, *, pipelining: bool = True, chunking: bool = True
+    ) -> LetterProtocol:
+        """Hands the connection to a LetterProtocol. After EHLO and AUTH; once a connection."""
+        old, transport = self.protocol, self.transport
+        assert old is not None and transport is not None and self.loop is not None
+        protocol = LetterProtocol(
+            self.loop,
+            self._on_connection_lost,
+            pipelining=pipelining and self.supports_extension("pipelining"),
+            chunking=chunking and self.supports_extension("chunking"),
+            timeouts=timeouts,
+        )
+        protocol.connection_made(transport)
+        protocol._response_pending = False  # the greeting was read long ago
+        transport.set_protocol(protocol)
+        self.protocol = protocol
+        return protocol
+
+
+def dotted(content: bytes) -> bytes:
+    """A letter as it stands on the wire: dots doubled where a line begins with one, and the final
+    dot (RFC 5321 section 4.5.2). Its line ends are CRLF."""
+    if b"\n." in content:
+        content = content.replace(b"\n.", b"\n..")
+    if content.startswith(b"."):
+        content = b"." + content
+    return content + b".\r\n"
