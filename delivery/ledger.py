@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 
-from delivery.outcomes import Accepted, Outcome, Unavailable
+from delivery.outcomes import Accepted, Outcome, Unavailable, Unconfirmed
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +14,16 @@ class Result:
 
     reference: int
     outcome: Outcome
+
+
+def _trouble_of(outcome: Outcome) -> Unavailable | None:
+    match outcome:
+        case Unavailable():
+            return outcome
+        case Unconfirmed(reply=reply, rule=rule, rests=True, retry_after=wait):
+            return Unavailable(reply, wait, rule=rule)
+        case _:
+            return None
 
 
 @dataclass(slots=True)
@@ -36,11 +47,11 @@ class Ledger:
 
     @staticmethod
     def trouble(results: list[Result]) -> Unavailable | None:
-        """The provider's gravest trouble among these results; None when there was none."""
-        found = [r.outcome for r in results if isinstance(r.outcome, Unavailable)]
-        return next((outcome for outcome in found if outcome.needs_a_person), None) or (
-            found[0] if found else None
-        )
+        """The provider's gravest trouble among these results: what only a person can mend, then
+        the longest rest that was asked for; None when there was no trouble."""
+        found = [trouble for r in results if (trouble := _trouble_of(r.outcome)) is not None]
+        nothing = timedelta(0)
+        return max(found, key=lambda t: (t.needs_a_person, t.retry_after or nothing), default=None)
 
     @staticmethod
     def any_accepted(results: list[Result]) -> bool:

@@ -31,6 +31,22 @@ class Phase(StrEnum):
     LOCAL = "local"  # written to this machine's disk
 
 
+class Speaker(StrEnum):
+    """Who says it. The same words mean different things: our submission server speaks about us,
+    the reader's own server about the reader, the letter, or our name with it."""
+
+    SUBMISSION = "submission"
+    READER = "reader"
+
+
+class Throttle(StrEnum):
+    """What a refusal asks of us beyond this one letter: of the provider's connections
+    (Unavailable), or of the group of domains to which the reader belongs (Deferred)."""
+
+    SLOW = "slow"  # fewer connections, a lower rate
+    PAUSE = "pause"  # nothing at all for ``retry_after``
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """A reply, verbatim. ``code`` is None where there was none (lost connection, time-out):
@@ -39,6 +55,7 @@ class Reply:
     phase: Phase
     code: int | None
     text: str
+    speaker: Speaker = Speaker.SUBMISSION
 
     @property
     def enhanced(self) -> EnhancedStatus | None:
@@ -49,7 +66,13 @@ class Reply:
         return f"{self.code} {self.text}" if self.code is not None else self.text
 
     @classmethod
-    def of(cls, phase: Phase, code: int | None, text: str) -> Reply:
+    def of(
+        cls,
+        phase: Phase,
+        code: int | None,
+        text: str,
+        speaker: Speaker = Speaker.SUBMISSION,
+    ) -> Reply:
         """A reply with control characters removed and cut to LONGEST_REPLY characters.
 
         The text comes from outside and will be stored and shown; line ends of a multi-line
@@ -60,7 +83,7 @@ class Reply:
         )
         # PostgreSQL cannot store surrogates, which aiosmtplib uses for octets beyond UTF-8.
         clean = clean.encode("utf-8", "replace").decode("utf-8")
-        return cls(phase, code, clean[:LONGEST_REPLY])
+        return cls(phase, code, clean[:LONGEST_REPLY], speaker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +97,14 @@ class Accepted:
 @dataclass(frozen=True, slots=True)
 class Deferred:
     """A temporary refusal from the reader's side: uses an attempt. ``retry_after``: the far
-    side's own wish, None for our schedule."""
+    side's own wish, None for our schedule. ``throttle``: it spoke about all that we send to its
+    group of domains; ``needs_a_person``: and waiting alone will not mend that."""
 
     reply: Reply
     retry_after: timedelta | None = None
     rule: str = ""
+    throttle: Throttle | None = None
+    needs_a_person: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,20 +121,27 @@ class Rejected:
 class Unavailable:
     """The provider's trouble, the letter certainly not taken: uses no attempt, pauses the
     provider for ``retry_after`` (None: the default). ``needs_a_person``: a configuration error;
-    trying again by ourselves would only lock the account."""
+    trying again by ourselves would only lock the account. ``throttle``: fewer connections, or a
+    lower rate, would have avoided it."""
 
     reply: Reply
     retry_after: timedelta | None = None
     needs_a_person: bool = False
     rule: str = ""
+    throttle: Throttle | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Unconfirmed:
-    """Lost after the letter had left: it may or may not have been taken (RFC 1047)."""
+    """Lost after the letter had left: it may or may not have been taken (RFC 1047).
+
+    ``rests``: the provider answered as if it were in trouble, so that one letter after the other
+    would become doubtful; it rests for ``retry_after`` (None: the default)."""
 
     reply: Reply
     rule: str = ""
+    rests: bool = False
+    retry_after: timedelta | None = None
 
 
 Outcome = Accepted | Deferred | Rejected | Unavailable | Unconfirmed

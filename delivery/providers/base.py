@@ -43,3 +43,17 @@ class ReportsFinalDot(Protocol):
 
     def watch(self, note: Callable[[int], None]) -> None:
         """Called once before ``open``."""
+
+
+@runtime_checkable
+class Confirms(Protocol):
+    """Optional: a provider that can look whether a letter was taken after all."""
+
+    async def confirm(self, message: OutgoingMessage) -> Outcome | None:
+        """What became of a letter whose hand-over was Unconfirmed.
+
+        Accepted: it is proven. None: no trace of it, which proves nothing yet. Unconfirmed: it is
+        there and has not left, so it must not be sent again. Unavailable: one could not look; when
+        it needs a person, looking is not permitted. Only envelope and Message-ID of ``message`` are
+        known; its content is empty.
+        """
