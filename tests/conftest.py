@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
+from tests.browser import chromium as chromium  # a fixture for whoever asks for it
+
 
 @pytest.fixture
 def now() -> datetime:

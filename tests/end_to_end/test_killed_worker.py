@@ -10,13 +10,13 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from django.db import connection
 from django.utils import timezone
 
 from campaigns.models import MailingList
 from delivery import coordinator
 from delivery.conf import delivery_settings
 from delivery.models import Delivery, WorkerLease
+from tests.database_url import database_url
 from tests.delivery.conftest import make_campaign, make_readers, statuses
 from tests.smtp_server import At, Rule, SMTPServer
 
@@ -27,15 +27,8 @@ LETTERS = 400
 
 
 def environment(server: SMTPServer, var: Path, *, with_recorder: bool) -> dict[str, str]:
-    database = connection.settings_dict
-    if connection.vendor == "postgresql":
-        parts = os.environ["DATABASE_URL"].partition("?")
-        head = parts[0].rpartition("/")[0]
-        url = f"{head}/{database['NAME']}{parts[1]}{parts[2]}"
-    else:
-        url = f"sqlite:///{database['NAME']}"
     return os.environ | {
-        "DATABASE_URL": url,
+        "DATABASE_URL": database_url(),
         "DJANGO_SETTINGS_MODULE": "config.settings",
         "PENNYPOST_VAR": str(var),
         "DELIVERY_RECORDERS": "1" if with_recorder else "0",
