@@ -14,6 +14,9 @@ from urllib.parse import urlsplit
 import httpx
 
 logger = logging.getLogger(__name__)
+# httpx logs the address of every request: ours name mailboxes and readers' letters, and the address
+# of an upload session is a permission in itself.
+logging.getLogger("httpx").setLevel(logging.WARNING)
 
 # Nobody means "come back next month" by it.
 LONGEST_WISH = timedelta(hours=24)

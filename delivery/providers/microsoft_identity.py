@@ -228,7 +228,12 @@ class MicrosoftIdentity:
 
         watched = _Watched(self._http_client)
         try:
-            result = self._ask(scope, claims or None, watched)
+            credential = None if self.managed_identity else self._credential()
+        except (OSError, ValueError) as error:
+            text = f"The file of the credential cannot be read ({type(error).__name__})"
+            raise IdentityError(text, needs_a_person=True) from None
+        try:
+            result = self._ask(scope, claims or None, credential, watched)
         except MsalServiceError as error:  # 5xx, msal raises only for these
             raise self._temporary(f"The token endpoint answered {error}", watched) from None
         except (httpx.HTTPError, OSError) as error:
@@ -245,7 +250,13 @@ class MicrosoftIdentity:
             return _Token(str(result["access_token"]), now + float(result["expires_in"]))
         raise self._refusal(result, watched)
 
-    def _ask(self, scope: str, claims: str | None, client: _Watched) -> dict[str, Any]:
+    def _ask(
+        self,
+        scope: str,
+        claims: str | None,
+        credential: str | dict[str, Any] | None,
+        client: _Watched,
+    ) -> dict[str, Any]:
         import msal
 
         if self.managed_identity:
@@ -261,7 +272,7 @@ class MicrosoftIdentity:
         else:
             answer = msal.ConfidentialClientApplication(
                 self.client_id,
-                client_credential=self._credential(),
+                client_credential=credential,
                 authority=f"{self.authority}/{self.tenant_id}",
                 http_client=client,
                 # The discovery of "instances" is for hosts unknown to msal; ours are in a setting.
@@ -274,7 +285,8 @@ class MicrosoftIdentity:
             return self._secret
         if self.federated_token_file:
             # Read at each use: the platform renews the file.
-            return {"client_assertion": Path(self.federated_token_file).read_text().strip()}
+            assertion = Path(self.federated_token_file).read_text().strip()
+            return {"client_assertion": lambda: assertion}
         file = Path(self.certificate_file)
         if file.suffix.lower() in {".pfx", ".p12"}:
             return {"private_key_pfx_path": str(file), "passphrase": self._password or None}

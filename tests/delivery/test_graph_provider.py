@@ -324,8 +324,8 @@ def test_07_a_naive_client_that_keeps_trying_never_recovers(world):
 def large(size, *, attachments=()):
     head = (
         (
-            f"From: <{MAILBOX}>\r\nTo: <reader1@example.org>\r\nMessage-ID: <1@news.example.org>\r\n"
-            "Subject: Large\r\nList-Unsubscribe: <https://news.example.org/"
+            f"From: <{MAILBOX}>\r\nTo: <reader1@example.org>\r\n"
+            "Message-ID: <1@news.example.org>\r\nSubject: Large\r\nList-Unsubscribe: <https://news.example.org/"
         ).encode()
         + b"u" * 200
         + b">\r\nMIME-Version: 1.0\r\n"
