@@ -10,16 +10,16 @@ from random import Random
 
 from django.db import transaction
 
-from delivery import hosts, leases, limits, queue
+from delivery import leases, limits, queue
 from delivery.conf import DeliverySettings
 from delivery.leases import Lease
 from delivery.ledger import Ledger, Result
-from delivery.recorder import Recording, read_recording, recording_path
+from delivery.recorder import Recording, is_being_written, read_recording, recording_path
 from delivery.settlement import RetryPolicy, settle
 
 logger = logging.getLogger(__name__)
 
-# A holder that is alive on this machine may only be slow, or its database away: it gets longer.
+# A worker that is alive on this machine may only be slow, or its database away: it gets longer.
 PATIENCE_WITH_THE_LIVING = timedelta(minutes=15)
 
 
@@ -39,7 +39,7 @@ def reclaim_all(
     """Takes back what dead workers held: their leases ran out, or their processes are gone."""
     total = Reclaimed()
     for lease, expires_at in leases.held():
-        if not _is_dead(lease, expires_at, now):
+        if not _is_over(lease, expires_at, now, recorders):
             continue
         one = reclaim(lease, settings, now, dice, recorders)
         total = Reclaimed(
@@ -50,11 +50,13 @@ def reclaim_all(
     return total
 
 
-def _is_dead(lease: Lease, expires_at: datetime, now: datetime) -> bool:
-    if hosts.is_here(lease.holder):
-        # We can look: no need to wait for the lease, and no haste with the living.
-        return not hosts.is_alive(lease.holder) or now >= expires_at + PATIENCE_WITH_THE_LIVING
-    return now >= expires_at
+def _is_over(lease: Lease, expires_at: datetime, now: datetime, recorders: Path | None) -> bool:
+    """Whether a lease's worker is gone. Where its recording is here we can look: no need to wait
+    for the end of the lease, and no haste with the living."""
+    writing = is_being_written(recording_path(recorders, lease.claim_key)) if recorders else None
+    if writing is None:
+        return now >= expires_at
+    return not writing or now >= expires_at + PATIENCE_WITH_THE_LIVING
 
 
 def reclaim(
@@ -89,10 +91,13 @@ def reclaim(
 
 
 def _recording_of(lease: Lease, recorders: Path | None) -> Recording | None:
-    """The dead worker's recording; None unless the worker is certainly dead and was here."""
-    if recorders is None or not hosts.is_here(lease.holder) or hosts.is_alive(lease.holder):
+    """The worker's recording; None where there is none, or somebody still writes it."""
+    if recorders is None:
         return None
-    recording = read_recording(recording_path(recorders, lease.claim_key))
+    path = recording_path(recorders, lease.claim_key)
+    if is_being_written(path) is not False:
+        return None
+    recording = read_recording(path)
     return recording if recording is not None and recording.claim_key == lease.claim_key else None
 
 

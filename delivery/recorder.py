@@ -13,6 +13,9 @@ Two tables of fixed records:
 - *outcomes*: letters whose answer was read and not yet committed: delivery id, kind, phase, code,
   two flags, seconds of the far side's wish, rule and text.
 
+The file is locked (flock) for as long as its worker's slice lasts; the kernel lifts the lock of a
+killed process. So whoever can lock it knows that nobody writes it any more.
+
 A record is written with its delivery id last and cleared with its id first: a half-written one
 has id 0 and does not exist. A letter that finds no place marks the recording as incomplete.
 Two ``pack_into`` a letter; no system call.
@@ -20,6 +23,7 @@ Two ``pack_into`` a letter; no system call.
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import struct
 from collections.abc import Iterable
@@ -75,9 +79,10 @@ class FlightRecorder:
         size = _HEADER.size + wire * _WIRE.size + outcomes * _OUTCOME.size
         # Readable by us alone: replies may quote addresses.
         path.touch(mode=0o600)
-        with path.open("r+b") as file:
-            file.truncate(size)
-            self._map = mmap.mmap(file.fileno(), size)
+        self._file = path.open("r+b")
+        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._file.truncate(size)
+        self._map = mmap.mmap(self._file.fileno(), size)
         self._map[:size] = bytes(size)
         _HEADER.pack_into(self._map, 0, _MAGIC, claim_key, wire, outcomes, 0)
         first_outcome = _HEADER.size + wire * _WIRE.size
@@ -125,6 +130,7 @@ class FlightRecorder:
         self._map.close()
         if remove:
             self.path.unlink(missing_ok=True)
+        self._file.close()
 
 
 def recording_path(folder: Path, claim_key: int) -> Path:
@@ -152,6 +158,18 @@ def _pack_outcome(target: mmap.mmap, at: int, delivery_id: int, outcome: Outcome
         reply.text.encode()[:_TEXT],
     )
     _ID.pack_into(target, at, delivery_id)
+
+
+def is_being_written(path: Path) -> bool | None:
+    """Whether the worker of this recording still lives; None where there is no recording."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return True
+    return False
 
 
 def read_recording(path: Path) -> Recording | None:

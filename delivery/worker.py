@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -24,7 +26,6 @@ from delivery import leases, limits, queue
 from delivery.bridge import Bridge
 from delivery.composing import Unwritable, compose
 from delivery.conf import DeliverySettings, ProviderSettings
-from delivery.hosts import holder_name
 from delivery.leases import Lease
 from delivery.ledger import Ledger, Result
 from delivery.message import OutgoingMessage
@@ -62,6 +63,11 @@ class Batch:
     not_before: dict[int, datetime] = field(default_factory=dict)
     # Why it is empty: when to ask again, None when nothing is waiting at all.
     retry_at: datetime | None = None
+
+
+def holder_name() -> str:
+    """Who holds a lease, for a person who looks: host and process."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 class Worker:

@@ -18,7 +18,7 @@ from delivery.outcomes import (
     Unavailable,
     Unconfirmed,
 )
-from delivery.recorder import FlightRecorder, read_recording
+from delivery.recorder import FlightRecorder, is_being_written, read_recording
 
 OUTCOMES = [
     Accepted(Reply(Phase.FINAL_DOT, 250, "2.0.0 Ok: queued as 1A2B")),
@@ -88,6 +88,15 @@ def test_a_missing_or_foreign_file_is_no_recording(tmp_path, content):
     assert read_recording(path) is None
 
 
+def test_one_can_see_whether_a_recording_is_still_written(tmp_path):
+    path = tmp_path / "1.rec"
+    assert is_being_written(path) is None
+    recorder = FlightRecorder(path, 1, wire=1, outcomes=1)
+    assert is_being_written(path) is True
+    recorder.close(remove=False)
+    assert is_being_written(path) is False
+
+
 def test_it_survives_sigkill(tmp_path):
     path = tmp_path / "1.rec"
     script = textwrap.dedent(
@@ -107,6 +116,7 @@ def test_it_survives_sigkill(tmp_path):
     )
     process = subprocess.run([sys.executable, "-c", script], env=os.environ, check=False)
     assert process.returncode == -signal.SIGKILL
+    assert is_being_written(path) is False
     recording = read_recording(path)
     assert recording.on_wire == {1: False, 2: True}
     assert recording.outcomes == {3: Accepted(Reply(Phase.FINAL_DOT, 250, "Ok"))}
