@@ -17,6 +17,8 @@ from campaigns.addresses import address_key, normalise_address
 from campaigns.signals import campaign_moved
 from campaigns.states import (
     CampaignStatus,
+    OnDoubt,
+    Priority,
     SubscriptionStatus,
     SuppressionReason,
     permitted_sources,
@@ -312,7 +314,21 @@ class Campaign(models.Model):
         MailingList, verbose_name=_("but not to lists"), related_name="excluded_by", blank=True
     )
     provider = models.CharField(_("provider"), max_length=60, default="default")
+    on_doubt = models.CharField(
+        _("letters in doubt"),
+        max_length=6,
+        choices=OnDoubt.choices,
+        default=OnDoubt.HOLD,
+        help_text=_(
+            "When the connection broke after a letter had left, and nobody knows its fate."
+        ),
+    )
+    priority = models.SmallIntegerField(
+        _("priority"), choices=Priority.choices, default=Priority.NORMAL
+    )
     scheduled_at = models.DateTimeField(_("send at"), null=True, blank=True, editable=False)
+    # Set while a scheduled campaign waits for a person: its time had passed too long ago.
+    held_at = models.DateTimeField(_("held since"), null=True, editable=False)
     started_at = models.DateTimeField(_("started"), null=True, editable=False)
     finished_at = models.DateTimeField(_("finished"), null=True, editable=False)
     # The frozen letter; set when the campaign leaves DRAFT.
@@ -379,7 +395,23 @@ class Campaign(models.Model):
     def unschedule(self, *, by: Any = None) -> bool:
         """SCHEDULED -> DRAFT: writing may go on, the frozen edition is given up."""
         return self._move(
-            CampaignStatus.DRAFT, "unscheduled", by=by, scheduled_at=None, edition=None
+            CampaignStatus.DRAFT,
+            "unscheduled",
+            by=by,
+            scheduled_at=None,
+            held_at=None,
+            edition=None,
+        )
+
+    def hold(self, now: datetime) -> bool:
+        """Leaves a SCHEDULED campaign to a person, who sends it after all or takes it back; the
+        coordinator's word for a time that has passed long ago. False when it was held before."""
+        return self._mark_scheduled(Q(held_at__isnull=True), "held", held_at=now)
+
+    def send_late(self, now: datetime, *, by: Any = None) -> bool:
+        """A person lets a held campaign go: it is due now."""
+        return self._mark_scheduled(
+            Q(held_at__isnull=False), "released", by=by, held_at=None, scheduled_at=now
         )
 
     def start(self, now: datetime) -> bool:
@@ -401,6 +433,30 @@ class Campaign(models.Model):
     def finish(self, now: datetime) -> bool:
         """SENDING -> FINISHED; only delivery.coordinator calls it, when the ledger balances."""
         return self._move(CampaignStatus.FINISHED, "finished", finished_at=now)
+
+    def reopen(self, *, by: Any = None, note: str = "") -> bool:
+        """FINISHED -> SENDING: a letter in doubt is sent again, in the same transaction."""
+        return self._move(
+            CampaignStatus.SENDING,
+            "reopened",
+            by=by,
+            note=note,
+            sources={"finished"},
+            finished_at=None,
+        )
+
+    def _mark_scheduled(self, condition: Q, action: str, *, by: Any = None, **changes: Any) -> bool:
+        """Changes what a SCHEDULED campaign waits for, with its record."""
+        with transaction.atomic():
+            marked = Campaign.objects.filter(
+                condition, pk=self.pk, status=CampaignStatus.SCHEDULED
+            ).update(updated_at=Now(), **changes)
+            if not marked:
+                return False
+            CampaignEvent.objects.create(campaign=self, action=action, by=by)
+            transaction.on_commit(lambda: campaign_moved.send(Campaign, campaign=self))
+        self.refresh_from_db()
+        return True
 
     def _move(
         self,

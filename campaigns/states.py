@@ -1,6 +1,6 @@
 """The states of a campaign and of a subscription, and the moves between them."""
 
-from django.db.models import TextChoices
+from django.db.models import IntegerChoices, TextChoices
 from django.utils.translation import gettext_lazy as _
 
 
@@ -23,7 +23,9 @@ CAMPAIGN_MOVES: dict[CampaignStatus, frozenset[CampaignStatus]] = {
         {CampaignStatus.PAUSED, CampaignStatus.FINISHED, CampaignStatus.CANCELLED}
     ),
     CampaignStatus.PAUSED: frozenset({CampaignStatus.SENDING, CampaignStatus.CANCELLED}),
-    CampaignStatus.FINISHED: frozenset(),
+    # Only when a letter in doubt is sent again (Campaign.reopen): the proof of the ledger that
+    # finished it must then be made anew.
+    CampaignStatus.FINISHED: frozenset({CampaignStatus.SENDING}),
     CampaignStatus.CANCELLED: frozenset(),
 }
 
@@ -31,6 +33,21 @@ CAMPAIGN_MOVES: dict[CampaignStatus, frozenset[CampaignStatus]] = {
 def permitted_sources(target: CampaignStatus) -> frozenset[CampaignStatus]:
     """The states that a campaign may leave for ``target``."""
     return frozenset(source for source, targets in CAMPAIGN_MOVES.items() if target in targets)
+
+
+class OnDoubt(TextChoices):
+    """What happens by itself to a letter of which nobody knows whether it was taken."""
+
+    HOLD = "hold", _("Hold it for a person: no reader gets two copies")
+    RESEND_ONCE = "resend", _("Send it again once: a reader may get two copies")
+
+
+class Priority(IntegerChoices):
+    """Which campaign's letters go first through a provider; equals share it."""
+
+    LOW = -10, _("Low")
+    NORMAL = 0, _("Normal")
+    HIGH = 10, _("High: before all others")
 
 
 class SubscriptionStatus(TextChoices):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from django.conf import settings
 from django.db import models
 from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
@@ -54,7 +55,10 @@ class Delivery(models.Model):
     class Meta:
         verbose_name = _("delivery")
         verbose_name_plural = _("deliveries")
-        permissions = [("ask_why", _("Can ask why a reader got a letter or not"))]
+        permissions = [
+            ("ask_why", _("Can ask why a reader got a letter or not")),
+            ("resolve_doubt", _("Can treat a letter in doubt as sent, or send it again")),
+        ]
         constraints = [
             models.UniqueConstraint(
                 fields=["campaign", "subscriber"],
@@ -107,6 +111,16 @@ class Delivery(models.Model):
         return f"{self.rcpt_to} ({self.get_status_display()})"
 
 
+class SuppressionDue(models.TextChoices):
+    """What becomes of an address that a refusal condemned (delivery/guard_rails.py)."""
+
+    NONE = "", _("Condemns no address")
+    DUE = "due", _("Suppressed once the circuit breaker has not tripped")
+    HELD = "held", _("Held back: part of a burst")
+    DONE = "done", _("Suppressed")
+    DROPPED = "dropped", _("Let be by a person")
+
+
 class Attempt(models.Model):
     """One hand-over that did not end in acceptance: what was answered, and what was made of it."""
 
@@ -121,14 +135,118 @@ class Attempt(models.Model):
     # False for the provider's trouble, which is not the reader's.
     used_an_attempt = models.BooleanField(_("used an attempt"))
     status = models.CharField(_("led to"), max_length=11, choices=DeliveryStatus.choices)
+    # Of a refusal: how many letters of the campaign had their last answer before this one. So
+    # "ten in a row" can be asked without a row for each letter that was accepted.
+    answered_before = models.BigIntegerField(null=True)
+    suppression = models.CharField(
+        max_length=7, choices=SuppressionDue.choices, default=SuppressionDue.NONE, blank=True
+    )
 
     class Meta:
         verbose_name = _("attempt")
         verbose_name_plural = _("attempts")
         ordering = ["id"]
+        indexes = [
+            models.Index(
+                fields=["suppression", "id"],
+                condition=Q(suppression__in=["due", "held"]),
+                name="attempt_suppression",
+            ),
+        ]
 
     def __str__(self) -> str:
         return f"{self.outcome}: {self.reply[:60]}"
+
+
+class Resolution(models.Model):
+    """How a doubt ended: by evidence, by a person or by its campaign's policy. Never changed."""
+
+    class Means(models.TextChoices):
+        EVIDENCE = "evidence", _("Evidence")
+        PERSON = "person", _("A person's decision")
+        POLICY = "policy", _("The campaign's policy")
+
+    delivery = models.ForeignKey(Delivery, on_delete=models.CASCADE, related_name="resolutions")
+    at = models.DateTimeField(_("when"))
+    means = models.CharField(_("by"), max_length=8, choices=Means.choices)
+    # SENT: it had been taken. QUEUED: it was sent again.
+    status = models.CharField(_("led to"), max_length=11, choices=DeliveryStatus.choices)
+    because = models.CharField(_("because"), max_length=300, blank=True)
+    by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+
+    class Meta:
+        verbose_name = _("resolution")
+        verbose_name_plural = _("resolutions")
+        ordering = ["id"]
+
+    def __str__(self) -> str:
+        return f"{self.delivery_id} -> {self.status} ({self.means})"
+
+
+class Alert(models.Model):
+    """Something that a person must know, told once for each cause (delivery/alerts.py)."""
+
+    class Kind(models.TextChoices):
+        BREAKER = "breaker", _("Letters fail alike")
+        RAIL = "rail", _("A guard rail was passed")
+        STALE = "stale", _("A campaign was not started late")
+        PROVIDER = "provider", _("A provider is stopped")
+        INSTALLATION = "installation", _("Sending is off")
+
+    kind = models.CharField(_("kind"), max_length=12, choices=Kind.choices)
+    # Names the cause: no second alert while the first is open.
+    cause = models.CharField(max_length=200)
+    campaign = models.ForeignKey(
+        Campaign, on_delete=models.CASCADE, null=True, blank=True, related_name="alerts"
+    )
+    title = models.CharField(_("title"), max_length=200)
+    text = models.TextField(_("text"))
+    at = models.DateTimeField(_("when"))
+    resolved_at = models.DateTimeField(_("over since"), null=True, blank=True)
+    mailed_at = models.DateTimeField(_("mailed"), null=True, blank=True)
+    posted_at = models.DateTimeField(_("posted"), null=True, blank=True)
+    # Failed tries to tell it, of either way.
+    failures = models.PositiveSmallIntegerField(default=0)
+    seen_by = models.ManyToManyField(
+        settings.AUTH_USER_MODEL, related_name="+", blank=True, verbose_name=_("seen by")
+    )
+
+    class Meta:
+        verbose_name = _("alert")
+        verbose_name_plural = _("alerts")
+        ordering = ["-id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["cause"], condition=Q(resolved_at__isnull=True), name="alert_once_per_cause"
+            ),
+        ]
+        permissions = [("decide_suppressions", _("Can decide about suppressions held back"))]
+
+    def __str__(self) -> str:
+        return self.title
+
+
+class Installation(models.Model):
+    """Which installation this database belongs to: one row (delivery/installation.py).
+
+    ``beat`` only grows, and each host remembers the last one it saw: a database that counts less
+    was restored from a backup.
+    """
+
+    identity = models.CharField(max_length=64, unique=True)
+    beat = models.BigIntegerField(default=0)
+    # A person's word, given in the admin, that this host may send; used once.
+    adopt_host = models.CharField(max_length=255, blank=True)
+    adopt_until = models.DateTimeField(null=True)
+
+    class Meta:
+        verbose_name = _("installation")
+        permissions = [("adopt_installation", _("Can turn sending on for a host"))]
+
+    def __str__(self) -> str:
+        return self.identity
 
 
 class ProviderState(models.Model):
@@ -154,13 +272,13 @@ class ProviderState(models.Model):
 
 
 class RateBucket(models.Model):
-    """A smooth limit (GCRA): the theoretical arrival time of the next permit.
+    """A limit: the row that its askers lock, in turn.
 
-    ``key`` carries the scope and the limit's parameters, so that a changed limit starts afresh.
+    ``key`` carries the scope, the kind and the window. ``theoretical_arrival``: the moment of a smooth limit's next permit (GCRA).
     """
 
     key = models.CharField(max_length=200, primary_key=True)
-    theoretical_arrival = models.DateTimeField()
+    theoretical_arrival = models.DateTimeField(null=True)
 
     class Meta:
         verbose_name = _("rate bucket")
@@ -170,15 +288,25 @@ class RateBucket(models.Model):
 
 
 class QuotaWindow(models.Model):
-    """A grant under a cap (sliding log): so many permits at that time."""
+    """What counts against a limit (sliding log).
+
+    Open permits: ``grant`` and ``claim_key`` say whose, and they count until they are answered.
+    Answered ones: ``at`` is the latest moment at which they can have arrived, rounded up to a
+    step of the log; they count for one window from then.
+    """
 
     key = models.CharField(max_length=200)
-    at = models.DateTimeField()
+    at = models.DateTimeField(null=True)
     permits = models.PositiveIntegerField()
+    grant = models.BigIntegerField(null=True)
+    claim_key = models.BigIntegerField(null=True)
 
     class Meta:
         verbose_name = _("quota window")
-        indexes = [models.Index(fields=["key", "at"], name="quota_by_key_and_time")]
+        indexes = [
+            models.Index(fields=["key", "at"], name="quota_by_key_and_time"),
+            models.Index(fields=["grant"], condition=Q(grant__isnull=False), name="quota_open"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.key}: {self.permits}"
