@@ -3,12 +3,15 @@ it is escaped by format_html and by Django's templates, and never marked as safe
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from django.contrib import admin
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
+from django.utils import timezone
+from django.utils.formats import date_format
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
@@ -56,6 +59,12 @@ def link_to(row: Model | None, text: str = "") -> SafeString | str:
     return format_html('<a href="{}" class="text-primary-600 underline">{}</a>', url, text or row)
 
 
+def on_one_line(at: datetime) -> SafeString:
+    """A moment in a table, whose cell does not break into lines when its neighbour is long."""
+    words = date_format(timezone.localtime(at), "DATETIME_FORMAT")
+    return format_html('<span class="whitespace-nowrap">{}</span>', words)
+
+
 @admin.register(Bounce)
 class BounceAdmin(ReadOnly, ModelAdmin):
     list_display = (
@@ -66,9 +75,10 @@ class BounceAdmin(ReadOnly, ModelAdmin):
         "counted",
         "suppressed",
         "letter",
-        "at",
+        "when",
     )
     list_display_links = ("recipient",)
+    list_fullwidth = True
     list_filter = (
         ("bounce_class", ChoicesDropdownFilter),
         ("kind", ChoicesDropdownFilter),
@@ -109,6 +119,10 @@ class BounceAdmin(ReadOnly, ModelAdmin):
     def class_label(self, bounce: Bounce) -> str:
         return bounce.get_bounce_class_display() or bounce.get_kind_display()
 
+    @display(description=_("when"), ordering="at")
+    def when(self, bounce: Bounce) -> SafeString:
+        return on_one_line(bounce.at)
+
     @display(description=_("letter"))
     def letter(self, bounce: Bounce) -> SafeString | str:
         return link_to(bounce.delivery, str(_("Letter")))
@@ -147,7 +161,8 @@ class BouncesOfMail(ReadOnly, TabularInline):
 
 @admin.register(ReceivedMail)
 class ReceivedMailAdmin(ReadOnly, ModelAdmin):
-    list_display = ("title", "sender", "mailbox", "verdict_label", "remark", "received_at")
+    list_display = ("title", "sender", "mailbox", "verdict_label", "remark", "when")
+    list_fullwidth = True
     list_filter = (("verdict", ChoicesDropdownFilter), "mailbox")
     list_filter_submit = True
     search_fields = ("subject", "sender")
@@ -176,6 +191,10 @@ class ReceivedMailAdmin(ReadOnly, ModelAdmin):
     @display(description=_("subject"), ordering="id")
     def title(self, mail: ReceivedMail) -> str:
         return mail.subject or str(_("(no subject)"))
+
+    @display(description=_("taken in"), ordering="received_at")
+    def when(self, mail: ReceivedMail) -> SafeString:
+        return on_one_line(mail.received_at)
 
     @display(description=_("verdict"), label=VERDICT_COLOURS, ordering="verdict")
     def verdict_label(self, mail: ReceivedMail) -> str:

@@ -16,7 +16,8 @@ from delivery.story import StoryLine, story_asked
 
 @receiver(story_asked)
 def tell_what_came_back(sender: Any, delivery: Delivery, **kwargs: Any) -> list[StoryLine]:
-    """A line for each bounce of a letter. ``detail`` holds the far server's words: hostile text."""
+    """A line for each bounce of a letter. ``quote``: the far server's words, hostile text; the
+    recipient in ``detail`` comes from outside as well."""
     return [_line(bounce) for bounce in delivery.bounces.order_by("id")]
 
 
@@ -28,11 +29,10 @@ def _line(bounce: Bounce) -> StoryLine:
     else:
         title = _("Another report, which changed nothing")
     detail = f"{bounce.recipient}: {bounce.action} {bounce.status}".strip()
-    if bounce.diagnostic:
-        detail += f"\n{bounce.diagnostic}"
     if bounce.suppressed:
         detail += "\n" + _("The address was suppressed.")
-    return StoryLine(bounce.at, title, detail, "bad" if bounce.suppressed else "warning")
+    tone = "bad" if bounce.suppressed else "warning"
+    return StoryLine(bounce.at, title, detail, tone, quote=bounce.diagnostic)
 
 
 @receiver(post_migrate)

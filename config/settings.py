@@ -212,6 +212,7 @@ USE_I18N = True
 USE_TZ = True
 
 X_FRAME_OPTIONS = "SAMEORIGIN"  # the preview is shown in a frame of our own pages
+FORMAT_MODULE_PATH = "config.formats"
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = BASE_URL.startswith("https://")

@@ -104,7 +104,7 @@ class CampaignAdmin(ModelAdmin):
     warn_unsaved_form = True
     change_form_show_cancel_button = True
     fieldsets = [
-        (None, {"fields": ["name", ("subject", "preheader")]}),
+        (None, {"fields": ["name", "subject", "preheader"]}),
         (_("From"), {"fields": [("from_name", "from_email"), "reply_to"]}),
         (
             _("To"),

@@ -28,6 +28,9 @@ from campaigns.models import Campaign, MailingList, Subscriber, Subscription
 MOST_TEST_ADDRESSES = 10
 # Gmail clips a letter whose HTML is longer, and the unsubscribe link with it.
 CLIPPED_AT_BYTES = 102 * 1024
+# write.js fills in the numbers while somebody types.
+CHARACTERS_COUNTED = _("{characters} of about {most} characters that mail programs show.")
+BYTES_COUNTED = _("{characters} characters, {size} KB. Gmail clips a letter at {most} KB.")
 
 
 class ListChoice(forms.ModelMultipleChoiceField):
@@ -69,14 +72,19 @@ class CampaignForm(forms.ModelForm):
             "text",
         ]
         widgets = {
-            "subject": UnfoldAdminTextInputWidget({"data-count-characters": "60"}),
-            "preheader": UnfoldAdminTextInputWidget({"data-count-characters": "100"}),
+            "subject": UnfoldAdminTextInputWidget(
+                {"data-count-characters": "60", "data-count-words": CHARACTERS_COUNTED}
+            ),
+            "preheader": UnfoldAdminTextInputWidget(
+                {"data-count-characters": "100", "data-count-words": CHARACTERS_COUNTED}
+            ),
             "html": UnfoldAdminTextareaWidget(
                 {
                     "class": "pp-code",
                     "rows": 26,
                     "spellcheck": "false",
                     "data-count-bytes": str(CLIPPED_AT_BYTES),
+                    "data-count-words": BYTES_COUNTED,
                 }
             ),
             "text": UnfoldAdminTextareaWidget({"class": "pp-code", "rows": 10}),

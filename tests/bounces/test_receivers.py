@@ -20,7 +20,7 @@ def test_the_story_of_a_letter_tells_its_bounce(deliver: Deliver, now) -> None:
     letter.refresh_from_db()
     (line,) = [line for line in story_of(letter) if "bounced" in line.title]
     assert line.at == now
-    assert "550 5.1.1 unknown user" in line.detail
+    assert line.quote == "smtp; 550 5.1.1 unknown user"
     assert "suppressed" in line.detail
 
 

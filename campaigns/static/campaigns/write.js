@@ -3,6 +3,12 @@
 
 document.addEventListener("DOMContentLoaded", () => {
   const kilobytes = (bytes) => (bytes / 1024).toFixed(1);
+  // The sentence comes from the form, in the person's language.
+  const words = (field, characters, size, most) =>
+    field.dataset.countWords
+      .replace("{characters}", characters.toLocaleString(document.documentElement.lang))
+      .replace("{size}", size)
+      .replace("{most}", most);
 
   for (const field of document.querySelectorAll("[data-count-bytes], [data-count-characters]")) {
     const hint = document.createElement("p");
@@ -14,13 +20,11 @@ document.addEventListener("DOMContentLoaded", () => {
       if (field.dataset.countBytes) {
         const most = Number(field.dataset.countBytes);
         const bytes = new TextEncoder().encode(field.value).length;
-        hint.textContent =
-          `${characters.toLocaleString()} characters, ${kilobytes(bytes)} KB. ` +
-          `Gmail clips a letter at ${kilobytes(most)} KB.`;
+        hint.textContent = words(field, characters, kilobytes(bytes), kilobytes(most));
         hint.classList.toggle("pp-size-over", bytes > most);
       } else {
         const shown = Number(field.dataset.countCharacters);
-        hint.textContent = `${characters} of about ${shown} characters that mail programs show.`;
+        hint.textContent = words(field, characters, "", shown);
       }
     };
     field.addEventListener("input", show);
