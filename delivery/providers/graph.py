@@ -574,10 +574,7 @@ class GraphProvider:
         try:
             return await self._tokens.token(self._scope, refused=refused, claims=claims)
         except IdentityError as error:
-            reply = Reply.of(Phase.AUTH, None, str(error))
-            rule = "identity" if error.needs_a_person else "token endpoint"
-            trouble = Unavailable(reply, error.retry_after, error.needs_a_person, rule)
-            raise _NoAnswerError(trouble, left=False) from None
+            raise _NoAnswerError(error.outcome, left=False) from None
 
     async def _once(
         self, method: str, url: str, *, headers: Mapping[str, str], token: str, **request: Any

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from delivery.outcomes import Phase, Reply, Unavailable
 from delivery.providers.http import is_loopback
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,13 @@ class IdentityError(Exception):
         super().__init__(text)
         self.needs_a_person = needs_a_person
         self.retry_after = retry_after
+
+    @property
+    def outcome(self) -> Unavailable:
+        """What it means for a letter: nothing has left."""
+        rule = "identity" if self.needs_a_person else "token endpoint"
+        reply = Reply.of(Phase.AUTH, None, str(self))
+        return Unavailable(reply, self.retry_after, self.needs_a_person, rule)
 
 
 class TokenSource(Protocol):

@@ -13,8 +13,9 @@ import re
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from aiosmtplib import SMTP
 from aiosmtplib.errors import (
@@ -36,6 +37,7 @@ from delivery.outcomes import (
     Unavailable,
     Unconfirmed,
 )
+from delivery.providers.microsoft_identity import IdentityError, shared_identity
 from delivery.providers.smtp_pipelining import (
     Letter,
     LetterClient,
@@ -44,6 +46,7 @@ from delivery.providers.smtp_pipelining import (
     Step,
     Timeouts,
 )
+from delivery.providers.xoauth2 import authenticate
 from delivery.replies import classify
 
 # RFC 5321 section 4.5.3.2, in seconds. Too short a wait after the final dot makes doubts.
@@ -73,6 +76,8 @@ class SMTPProvider:
     letters or ``seconds_per_connection`` seconds; ``concurrency`` is twice their number, for the
     commands of a second letter may stand behind the first (RFC 2920). ``chunking``: BDAT instead
     of DATA where the server announces both (RFC 3030). ``local_hostname`` is what EHLO says.
+    ``identity``: the keywords of MicrosoftIdentity; then the login is AUTH XOAUTH2 as ``username``
+    and there is no password.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class SMTPProvider:
         seconds_per_connection: float = 300.0,
         final_dot_timeout: float = FINAL_DOT_TIMEOUT,
         chunking: bool = True,
+        identity: Mapping[str, Any] | None = None,
     ) -> None:
         if not host:
             raise ValueError("host is empty")
@@ -96,12 +102,15 @@ class SMTPProvider:
             raise ValueError(f"port {port!r} is not a number from 1 to 65535")
         if security not in {"starttls", "tls", "none"}:
             raise ValueError(f'security {security!r} is not "starttls", "tls" or "none"')
-        if bool(username) != bool(password):
+        if identity and (password or not username or security == "none"):
+            raise ValueError("identity needs username and encryption, and no password")
+        if not identity and bool(username) != bool(password):
             raise ValueError("username and password go together")
         if not isinstance(connections, int) or not 1 <= connections <= 1000:
             raise ValueError(f"connections {connections!r} is not a number from 1 to 1000")
         self.host, self.port, self.security = host, port, security
         self.username, self.password = username, password
+        self.identity = shared_identity(identity) if identity else None
         self.local_hostname = local_hostname
         self.letters_per_connection = letters_per_connection
         self.seconds_per_connection = seconds_per_connection
@@ -259,7 +268,12 @@ class Connection:
                 phase = Phase.STARTTLS
                 await client.starttls(tls_context=self.provider._tls, timeout=COMMAND_TIMEOUT)
                 await client.ehlo(timeout=COMMAND_TIMEOUT)
-            if self.provider.username:
+            if self.provider.identity is not None:
+                phase = Phase.AUTH
+                identity = self.provider.identity
+                scope = identity.cloud.smtp_scope
+                await authenticate(client, self.provider.username, identity, scope, COMMAND_TIMEOUT)
+            elif self.provider.username:
                 phase = Phase.AUTH
                 await client.login(
                     self.provider.username, self.provider.password, timeout=COMMAND_TIMEOUT
@@ -267,6 +281,9 @@ class Connection:
             protocol = client.begin_letters(
                 self.provider.timeouts, pipelining=pipelining, chunking=self.provider.chunking
             )
+        except IdentityError as error:
+            await _quit(client)
+            return error.outcome
         except SMTPResponseException as refusal:
             await _quit(client)
             # aiosmtplib reads the greeting inside connect().
