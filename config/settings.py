@@ -172,7 +172,12 @@ BOUNCES = {
         },
     },
     # Most authoritative first; the first that knows the mail answers.
-    "DETECTORS": ["bounces.detectors.delivery_status.DeliveryStatusDetector"],
+    "DETECTORS": [
+        "bounces.detectors.delivery_status.DeliveryStatusDetector",
+        "bounces.detectors.feedback_report.FeedbackReportDetector",
+        "bounces.detectors.auto_reply.AutoReplyDetector",
+        "bounces.detectors.plain_text.PlainTextDetector",
+    ],
 }
 
 # ---------------------------------------------------------------------------------- processes
@@ -207,12 +212,12 @@ FILE_UPLOAD_MAX_MEMORY_SIZE = 0
 DATA_UPLOAD_MAX_MEMORY_SIZE = 5 * 1024 * 1024
 
 LANGUAGE_CODE = "en-gb"
+FORMAT_MODULE_PATH = "config.formats"
 TIME_ZONE = os.environ.get("TIME_ZONE", "UTC")
 USE_I18N = True
 USE_TZ = True
 
 X_FRAME_OPTIONS = "SAMEORIGIN"  # the preview is shown in a frame of our own pages
-FORMAT_MODULE_PATH = "config.formats"
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = BASE_URL.startswith("https://")
@@ -223,6 +228,7 @@ SECURE_REDIRECT_EXEMPT = [r"^u/"]
 if flag("BEHIND_PROXY", False):
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 LOGIN_URL = reverse_lazy("admin:login")
+LOGIN_REDIRECT_URL = reverse_lazy("admin:index")
 
 # django-unfold's pages carry inline scripts and Alpine expressions; everything else is ours alone.
 CONTENT_SECURITY_POLICY = {
