@@ -1,0 +1,1 @@
+"""How dates and times are written: 24 hours everywhere, as in the logs and on our own pages."""

@@ -43,7 +43,7 @@ def environment(server: SMTPServer, var: Path, *, with_recorder: bool) -> dict[s
 
 
 def coordinate(recorders: Path | None) -> None:
-    """A round of the coordinator; where no recording shows that a worker is dead, after its lease."""
+    """One round; where no recording can show that a worker is dead, after its lease."""
     ahead = timedelta(0) if recorders else timedelta(minutes=2)
     coordinator.coordinate(
         delivery_settings(),

@@ -1,5 +1,6 @@
-"""Dates of the admin's own tables as our pages write them: 21 Nov 2026, 14:05, not 2:05 p.m."""
+"""British English; Django's own writes "9:25 p.m."."""
 
-DATETIME_FORMAT = "j M Y, H:i"
-SHORT_DATETIME_FORMAT = "j M Y, H:i"
+DATE_FORMAT = "j M Y"
 TIME_FORMAT = "H:i"
+DATETIME_FORMAT = "j M Y, H:i"
+SHORT_DATETIME_FORMAT = "d/m/Y H:i"
