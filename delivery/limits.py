@@ -1,121 +1,207 @@
 """Limits and pauses of providers, shared by all processes and hosts through the database.
 
-``take`` asks all limits of a provider at once and takes from all or from none. A smooth limit is
-GCRA with a burst of one: permits are exactly ``window / permits`` apart, so no window of that
-length can hold more. A cap is a log of grants: what was granted within the trailing window
-counts, however it is cut. Neither a fixed window nor a token bucket with a burst keeps that
-promise (they let 50 to 59 through "30 per minute").
+``take`` asks all limits of a provider at once and takes from all or from none; ``settle`` says
+when the letters were answered, or that none left. Both lock the limits' rows, so that everybody
+asks in turn, and then read the database's clock, the only one that all hosts share.
+The arithmetic, and why it is exact, is in permits.py.
 """
 
 from __future__ import annotations
 
+import secrets
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from time import monotonic
 
 from django.db import transaction
-from django.db.models import F, Min, Q, Sum
+from django.db.models import F, Q, Sum
 
-from delivery.models import ProviderState, QuotaWindow, RateBucket
+from delivery.models import ProviderState, QuotaWindow, RateBucket, WorkerLease
 from delivery.outcomes import Unavailable
+from delivery.permits import Usage, next_at, plan, step_end
 from delivery.rates import Limit, LimitKind
+
+Clock = Callable[[], datetime]
 
 FIRST_PAUSE = timedelta(seconds=30)
 LONGEST_PAUSE = timedelta(minutes=15)
-# How far ahead a worker may reserve evenly spaced permits: what it has, it must send in time.
-HORIZON = timedelta(milliseconds=500)
+# How long after its moment a permit may be used. A worker that was held up returns the letter.
+SHELF_LIFE = timedelta(seconds=15)
+# How long after its end a killed process's last octets may still arrive.
+AFTERMATH = timedelta(seconds=5)
+# Two clocks may run this much apart, the coarsest adjustment that NTP makes (500 ppm), doubled.
+DRIFT = 0.001
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """``not_before``: one moment for each permit, ascending; a letter may not leave earlier.
-    ``retry_at``: when to ask again if fewer than wanted were granted; None after a full grant."""
+    """Permits for letters, or when to ask again.
 
+    ``not_before``: one moment for each permit by the database's clock, ascending. ``retry_at``:
+    when to ask again if fewer than wanted were granted. A host's clock may differ by any amount, so
+    the holder measures by its monotonic clock, in seconds: the grant was made somewhere between
+    ``asked`` and ``got``, when the database's clock said ``granted_at``.
+    """
+
+    limits: tuple[Limit, ...]
     not_before: tuple[datetime, ...]
-    retry_at: datetime | None = None
+    retry_at: datetime | None
+    granted_at: datetime
+    asked: float
+    got: float
+    key: int = 0
+
+    def opens(self, permit: int) -> float:
+        """The monotonic moment before which this permit's letter may not leave."""
+        return self.got + (self.not_before[permit] - self.granted_at).total_seconds()
+
+    def expires(self, permit: int) -> float:
+        """The monotonic moment after which it may not leave any more."""
+        ahead = self.not_before[permit] - self.granted_at + SHELF_LIFE
+        return self.asked + ahead.total_seconds()
+
+    def by_database(self, moment: float) -> datetime:
+        """What the database's clock said at most at a monotonic moment since the grant."""
+        return self.granted_at + timedelta(seconds=(moment - self.asked) * (1 + DRIFT))
 
 
-def take(limits: tuple[Limit, ...], wanted: int, now: datetime) -> Grant:
-    """Up to ``wanted`` permits under all of these limits.
+# ---------------------------------------------------------------------------------- permits
 
-    A short transaction of its own; permits are spent when granted, whatever happens to the letter.
+
+def take(limits: tuple[Limit, ...], wanted: int, claim_key: int, clock: Clock) -> Grant:
+    """Up to ``wanted`` permits under all of these limits, for the holder of a worker lease.
+
+    A short transaction of its own. The permits count until settle(), or until the lease ends
+    (close_orphans). Without limits nothing is asked and everything is granted.
     """
+    asked = monotonic()
     if not limits:
-        return Grant((now,) * wanted)
+        now = clock()
+        return Grant((), (now,) * wanted, None, now, asked, asked)
     with transaction.atomic():
-        buckets = _lock_buckets(limits, now)
-        free, retry_at = wanted, None
-        for limit in limits:
-            allowed, when = (
-                _free_smooth(limit, buckets[limit.key], wanted, now)
-                if limit.kind is LimitKind.SMOOTH
-                else _free_cap(limit, wanted, now)
-            )
-            if allowed < free:
-                free, retry_at = allowed, when
-        if free <= 0:
-            return Grant((), retry_at)
-        return Grant(_spend(limits, buckets, free, now), retry_at)
+        buckets = _lock(limits)
+        now = clock()
+        planned = plan(_usages(limits, buckets, wanted, now), wanted, now)
+        key = 0
+        if planned.not_before:
+            key = _spend(limits, buckets, planned.not_before, claim_key)
+    return Grant(
+        limits, planned.not_before, planned.retry_at, now, asked=asked, got=monotonic(), key=key
+    )
 
 
-def _lock_buckets(limits: tuple[Limit, ...], now: datetime) -> dict[str, RateBucket]:
-    """A locked row for each limit, caps included: the row is what serialises the askers.
+def settle(grant: Grant, answered: Sequence[float]) -> None:
+    """The permits of a grant are done with: answers came at these monotonic moments.
 
-    Always in the order of the keys, so that two providers with shared scopes cannot deadlock.
+    Every letter that began to leave has one, whatever was answered: a server may count what it
+    refuses. A permit without an answer was used by no letter, nothing arrived for it, and so a cap
+    forgets it; a smooth limit's moment has passed.
     """
-    keys = sorted({limit.key for limit in limits})
-    found = {
-        b.key: b
-        for b in RateBucket.objects.select_for_update().filter(key__in=keys).order_by("key")
-    }
+    if not grant.key:
+        return
+    moments = [grant.by_database(moment) for moment in answered]
+    with transaction.atomic():
+        _lock(grant.limits)
+        open_permits = QuotaWindow.objects.filter(grant=grant.key)
+        # Gone: this worker's lease was lost, and its permits were closed without it.
+        if not open_permits.delete()[0]:
+            return
+        for limit in _distinct(grant.limits):
+            for at, permits in sorted(Counter(step_end(limit, m) for m in moments).items()):
+                _log(limit, at, permits)
+
+
+def close_orphans(now: datetime) -> int:
+    """Permits whose worker's lease has ended count as answered; how many grants.
+
+    Nothing can leave under them any more: a worker looks at its lease before each letter, and
+    what a killed one had written to its sockets arrives within AFTERMATH or never.
+    """
+    held = WorkerLease.objects.filter(claim_key__isnull=False).values("claim_key")
+    orphans = QuotaWindow.objects.filter(grant__isnull=False).exclude(claim_key__in=held)
+    keys = sorted(set(orphans.values_list("key", flat=True)))
+    if not keys:
+        return 0
+    with transaction.atomic():
+        list(RateBucket.objects.select_for_update().filter(key__in=keys).order_by("key"))
+        return orphans.filter(key__in=keys).update(grant=None, claim_key=None, at=now + AFTERMATH)
+
+
+def _distinct(limits: tuple[Limit, ...]) -> list[Limit]:
+    """One limit for each key, the strictest, in the order of the keys: two providers that share
+    scopes then cannot deadlock."""
+    strictest: dict[str, Limit] = {}
+    for limit in sorted(limits, key=lambda limit: (limit.key, limit.permits)):
+        strictest.setdefault(limit.key, limit)
+    return list(strictest.values())
+
+
+def _lock(limits: tuple[Limit, ...]) -> dict[str, RateBucket]:
+    """A locked row for each limit, caps included: the row is what makes the askers take turns."""
+    keys = [limit.key for limit in _distinct(limits)]
+    rows = RateBucket.objects.select_for_update().filter(key__in=keys).order_by("key")
+    found = {row.key: row for row in rows}
     if len(found) < len(keys):
         RateBucket.objects.bulk_create(
-            [RateBucket(key=key, theoretical_arrival=now) for key in keys if key not in found],
-            ignore_conflicts=True,
+            [RateBucket(key=key) for key in keys if key not in found], ignore_conflicts=True
         )
-        found = {
-            b.key: b
-            for b in RateBucket.objects.select_for_update().filter(key__in=keys).order_by("key")
-        }
+        found = {row.key: row for row in rows.all()}
     return found
 
 
-def _free_smooth(
-    limit: Limit, bucket: RateBucket, wanted: int, now: datetime
-) -> tuple[int, datetime]:
-    first = max(bucket.theoretical_arrival, now)
-    if first > now + HORIZON:
-        return 0, first - HORIZON
-    allowed = 1 + (now + HORIZON - first) // limit.interval
-    return min(wanted, allowed), first + allowed * limit.interval - HORIZON
+def _usages(
+    limits: tuple[Limit, ...], buckets: dict[str, RateBucket], wanted: int, now: datetime
+) -> dict[Limit, Usage]:
+    return {
+        limit: _usage(limit, buckets[limit.key].theoretical_arrival, wanted, now)
+        for limit in _distinct(limits)
+    }
 
 
-def _free_cap(limit: Limit, wanted: int, now: datetime) -> tuple[int, datetime]:
-    log = QuotaWindow.objects.filter(key=limit.key, at__gt=now - limit.window)
-    used = log.aggregate(used=Sum("permits"), oldest=Min("at"))
-    allowed = max(0, limit.permits - (used["used"] or 0))
-    return min(wanted, allowed), (used["oldest"] or now) + limit.window
+def _usage(limit: Limit, arrival: datetime | None, wanted: int, now: datetime) -> Usage:
+    counting = QuotaWindow.objects.filter(
+        Q(at__isnull=True) | Q(at__gte=now - limit.window), key=limit.key
+    )
+    used = counting.aggregate(used=Sum("permits"))["used"] or 0
+    if used + wanted <= limit.permits:
+        # Far from the limit it does not matter when they were answered.
+        return Usage(open=used, next_at=arrival)
+    rows = list(counting.order_by("at").values_list("at", "permits"))
+    return Usage(
+        answered=[(at, permits) for at, permits in rows if at is not None],
+        open=sum(permits for at, permits in rows if at is None),
+        next_at=arrival,
+    )
 
 
 def _spend(
-    limits: tuple[Limit, ...], buckets: dict[str, RateBucket], permits: int, now: datetime
-) -> tuple[datetime, ...]:
-    not_before = [now] * permits
-    for limit in limits:
-        bucket = buckets[limit.key]
+    limits: tuple[Limit, ...],
+    buckets: dict[str, RateBucket],
+    moments: tuple[datetime, ...],
+    claim_key: int,
+) -> int:
+    grant = secrets.randbits(62) + 1
+    for limit in _distinct(limits):
         if limit.kind is LimitKind.SMOOTH:
-            first = max(bucket.theoretical_arrival, now)
-            times = [first + n * limit.interval for n in range(permits)]
-            not_before = [max(pair) for pair in zip(not_before, times, strict=True)]
-            bucket.theoretical_arrival = first + permits * limit.interval
+            bucket = buckets[limit.key]
+            bucket.theoretical_arrival = next_at(limit, moments)
             bucket.save(update_fields=["theoretical_arrival"])
-    # A cap counts a permit at the moment at which its letter may leave, not when it was asked for.
-    caps = [limit for limit in limits if limit.kind is LimitKind.CAP]
     QuotaWindow.objects.bulk_create(
-        QuotaWindow(key=limit.key, at=max(not_before), permits=permits) for limit in caps
+        QuotaWindow(key=limit.key, permits=len(moments), grant=grant, claim_key=claim_key)
+        for limit in _distinct(limits)
     )
-    for limit in caps:
-        QuotaWindow.objects.filter(key=limit.key, at__lt=now - 2 * limit.window).delete()
-    return tuple(not_before)
+    return grant
+
+
+def _log(limit: Limit, at: datetime, permits: int) -> None:
+    """Adds to a step of the log, under the limit's lock; a new step sweeps those that are over."""
+    log = QuotaWindow.objects.filter(key=limit.key)
+    if log.filter(at=at, grant=None).update(permits=F("permits") + permits):
+        return
+    QuotaWindow.objects.create(key=limit.key, at=at, permits=permits)
+    log.filter(at__lt=at - 2 * limit.window).delete()
 
 
 # ---------------------------------------------------------------------------------- pauses
@@ -139,6 +225,8 @@ def closed_until(state: ProviderState, now: datetime) -> datetime | None:
 def pause(alias: str, trouble: Unavailable, now: datetime) -> None:
     """Closes a provider for its own wish, or for 30 s doubling to 15 minutes, or until a person
     opens it; a longer pause that already holds is kept."""
+    if trouble.retry_after == timedelta(0):
+        return  # nothing was asked of the provider: the letter came too late for its permit
     state = state_of(alias)
     wait = trouble.retry_after or min(FIRST_PAUSE * 2 ** min(state.failures, 10), LONGEST_PAUSE)
     because = {"because": str(trouble.reply), "rule": trouble.rule, "paused_at": now}

@@ -23,7 +23,10 @@ class LimitKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """At most ``permits`` in any ``window``. Providers that name the same ``scope`` share it."""
+    """At most ``permits`` in any ``window``. Providers that name the same ``scope`` share it.
+
+    A letter has one recipient, so a limit of messages and one of recipients are the same.
+    """
 
     kind: LimitKind
     permits: int
@@ -32,8 +35,9 @@ class Limit:
 
     @property
     def key(self) -> str:
-        """Scope and parameters in one: a changed limit must not inherit another's state."""
-        return f"{self.scope}|{self.kind}|{self.permits}/{self.window.total_seconds():g}s"
+        """What shares a log. Not the number of permits: whoever lowers a limit in the middle of a
+        day has still sent what was sent."""
+        return f"{self.scope}|{self.kind}|{self.window.total_seconds():g}s"
 
     @property
     def interval(self) -> timedelta:

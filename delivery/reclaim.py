@@ -47,6 +47,7 @@ def reclaim_all(
             total.settled + one.settled,
             total.unconfirmed + one.unconfirmed,
         )
+    limits.close_orphans(now)
     return total
 
 

@@ -7,9 +7,9 @@ import logging
 from datetime import timedelta
 from random import Random
 
-from django.utils import timezone
 from django_q.tasks import async_task
 
+from delivery.clocks import shared_clock
 from delivery.conf import delivery_settings
 from delivery.coordinator import coordinate as coordinate_once
 from delivery.worker import PATIENCE, Worker
@@ -35,7 +35,7 @@ def coordinate() -> str:
     settings = delivery_settings()
     if coordinate_once(
         settings,
-        timezone.now,
+        shared_clock(),
         wake_workers,
         COORDINATOR_BUDGET,
         dice=Random(),
@@ -53,11 +53,12 @@ def run_worker(alias: str) -> str:
     provider_settings = settings.providers.get(alias)
     if provider_settings is None:
         return f"no provider is called {alias!r} any more"
+    clock = shared_clock()
     worker = Worker(
         settings,
         provider_settings,
         provider_settings.make(),
-        clock=timezone.now,
+        clock=clock,
         dice=Random(),
         recorders=settings.recorders,
     )
@@ -66,6 +67,6 @@ def run_worker(alias: str) -> str:
         return "no place was free"
     if done.wait_until is None:
         wake_coordinator()
-    elif done.wait_until <= timezone.now() + PATIENCE:
+    elif done.wait_until <= clock() + PATIENCE:
         wake_workers(alias)
     return f"{done.sent} letters"

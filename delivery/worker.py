@@ -19,15 +19,18 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
+from time import monotonic
 
 from django.db import InterfaceError, OperationalError, connection, transaction
 
 from delivery import leases, limits, queue
 from delivery.bridge import Bridge
+from delivery.clocks import database_now
 from delivery.composing import Unwritable, compose
 from delivery.conf import DeliverySettings, ProviderSettings
 from delivery.leases import Lease
 from delivery.ledger import Ledger, Result
+from delivery.limits import Grant
 from delivery.message import OutgoingMessage
 from delivery.outcomes import Outcome, Phase, Reply, Unavailable, Unconfirmed
 from delivery.providers.base import Provider, ReportsFinalDot
@@ -56,11 +59,17 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one claim brought: messages in order, the claims behind them, their earliest moments."""
+    """What one claim brought: messages in order, the claims behind them, and their permits.
+
+    ``permits``: which permit of the grant each letter has; ``answered``: the monotonic moments at
+    which answers came.
+    """
 
     messages: list[OutgoingMessage] = field(default_factory=list)
     claims: dict[int, Claimed] = field(default_factory=dict)
-    not_before: dict[int, datetime] = field(default_factory=dict)
+    grant: Grant | None = None
+    permits: dict[int, int] = field(default_factory=dict)
+    answered: list[float] = field(default_factory=list)
     # Why it is empty: when to ask again, None when nothing is waiting at all.
     retry_at: datetime | None = None
 
@@ -71,8 +80,9 @@ def holder_name() -> str:
 
 
 class Worker:
-    """A worker of one provider. Clock, dice and provider are passed in.
+    """A worker of one provider. Clocks, dice and provider are passed in.
 
+    ``limit_clock`` is read under the locks of the limits: it must be the database's.
     ``recorders``: the folder of the flight recorders on this machine's disk; None: none is kept.
     """
 
@@ -86,12 +96,14 @@ class Worker:
         dice: Random,
         holder: str | None = None,
         recorders: Path | None = None,
+        limit_clock: Clock = database_now,
     ) -> None:
         self.settings = settings
         self.alias = provider_settings.alias
         self.limits = provider_settings.limits
         self.provider = provider
         self.clock = clock
+        self.limit_clock = limit_clock
         self.dice = dice
         self.holder = holder or holder_name()
         self.recorders = recorders
@@ -151,6 +163,7 @@ class Worker:
                 break
         await self._commit(bridge, batch, [])
         await bridge.call(self._release)
+        await bridge.call(self._settle_permits, batch)
         return sent
 
     async def _commit(self, bridge: Bridge, batch: Batch, wave: Sequence[int]) -> set[int]:
@@ -178,17 +191,30 @@ class Worker:
 
         async def runner() -> None:
             for message in letters:
-                results.append(await self._send(message, batch.not_before[message.reference]))
+                results.append(await self._send(message, batch))
 
         async with asyncio.TaskGroup() as group:
             for _ in range(min(self.provider.concurrency, len(wave))):
                 group.create_task(runner())
         return results
 
-    async def _send(self, message: OutgoingMessage, not_before: datetime) -> Result:
-        wait = (not_before - self.clock()).total_seconds()
-        if wait > 0:
+    async def _send(self, message: OutgoingMessage, batch: Batch) -> Result:
+        assert batch.grant is not None
+        permit = batch.permits[message.reference]
+        while (wait := batch.grant.opens(permit) - monotonic()) > 0:
             await asyncio.sleep(wait)
+        if monotonic() > batch.grant.expires(permit):
+            text = "The permit of the provider's limits had run out before the letter left."
+            reply = Reply.of(Phase.LOCAL, None, text)
+            return Result(
+                message.reference, Unavailable(reply, timedelta(0), rule="permit expired")
+            )
+        try:
+            return await self._send_now(message)
+        finally:
+            batch.answered.append(monotonic())
+
+    async def _send_now(self, message: OutgoingMessage) -> Result:
         if self.recorder is not None:
             self.recorder.leaving(message.reference)
             if not isinstance(self.provider, ReportsFinalDot):
@@ -246,13 +272,16 @@ class Worker:
             return Batch(retry_at=closed_until if due is not None else None)
         if due > now:
             return Batch(retry_at=due)
-        grant = limits.take(self.limits, self.settings.cycle_batch_size, now)
+        grant = limits.take(
+            self.limits, self.settings.cycle_batch_size, self.lease.claim_key, self.limit_clock
+        )
         if not grant.not_before:
             return Batch(retry_at=grant.retry_at)
         # Another order each time: the share that does not divide evenly goes round.
         self.dice.shuffle(campaign_ids)
         claims = queue.claim(self.lease, campaign_ids, len(grant.not_before), now)
         if not claims:
+            limits.settle(grant, [])
             # Suppressed, or other workers were faster: look again at once.
             return Batch(retry_at=now)
         messages, unwritable = compose(claims, now)
@@ -261,7 +290,8 @@ class Worker:
         return Batch(
             messages,
             {claimed.id: claimed for claimed in claims},
-            dict(zip((m.reference for m in messages), grant.not_before, strict=False)),
+            grant,
+            {message.reference: permit for permit, message in enumerate(messages)},
             retry_at=now,
         )
 
@@ -339,6 +369,10 @@ class Worker:
         assert self.lease is not None
         with transaction.atomic():
             queue.release(self.lease)
+
+    def _settle_permits(self, batch: Batch) -> None:
+        assert batch.grant is not None
+        limits.settle(batch.grant, batch.answered)
 
     def _leave(self) -> None:
         """Gives back what is only claimed, and the place, unless letters are still SENDING (their

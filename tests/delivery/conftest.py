@@ -144,6 +144,7 @@ def make_worker(clock: Callable[[], datetime], provider=None, alias: str = "defa
         clock=clock,
         dice=Random(1),
         holder="test:1",
+        limit_clock=clock,
     )
 
 

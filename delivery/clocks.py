@@ -1,0 +1,40 @@
+"""The one clock that all hosts share: the database's.
+
+Hosts disagree about the time, by seconds and sometimes by much more. A pause until ten o'clock,
+the end of a lease and the window of a limit must mean the same moment to all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from time import monotonic
+
+from django.db import connection
+from django.utils import timezone
+
+
+def database_now() -> datetime:
+    """The moment by the database server's clock, read now: not when the transaction began, and not
+    before the locks that this statement comes after. SQLite is on this host, and so is its clock."""
+    if connection.vendor != "postgresql":
+        return timezone.now()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT clock_timestamp()")
+        moment: datetime = cursor.fetchone()[0]
+    return moment
+
+
+def shared_clock() -> Callable[[], datetime]:
+    """The database's clock, asked once and carried on by this host's monotonic one.
+
+    Good to the time that the question took, which is nothing to a pause or a lease. Limits need
+    more and ask anew each time.
+    """
+    asked = monotonic()
+    began = database_now()
+
+    def now() -> datetime:
+        return began + timedelta(seconds=monotonic() - asked)
+
+    return now
