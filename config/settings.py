@@ -139,6 +139,12 @@ DELIVERY = {
     "RETURN_PATH": os.environ.get("RETURN_PATH", "bounce+{token}@bounces.example.org"),
     # Flight recorders: on this machine's own disk, not on a shared one.
     "RECORDERS": VAR_DIR / "recorders" if flag("DELIVERY_RECORDERS", True) else None,
+    # Which installations this machine belongs to: a database from elsewhere sends nothing here.
+    # Machines without a lasting disk share a name of your choice instead.
+    "INSTALLATIONS": VAR_DIR / "installations",
+    "INSTALLATION": os.environ.get("PENNYPOST_INSTALLATION", ""),
+    # Beside the banner in the admin and the mail to ADMINS. The address may hold a secret.
+    "ALERTS": {"WEBHOOK": os.environ.get("ALERT_WEBHOOK", "")},
     "RETRY_AFTER": [
         timedelta(seconds=float(seconds))
         for seconds in words("DELIVERY_RETRY_SECONDS", "300,900,1800,3600,7200,14400")
@@ -179,6 +185,18 @@ BOUNCES = {
         "bounces.detectors.plain_text.PlainTextDetector",
     ],
 }
+
+# Who is told by mail when a campaign was stopped, and through which server: not necessarily the
+# one that readers' letters take, for that may be the trouble.
+ADMINS = [(address, address) for address in words("ADMINS")]
+SERVER_EMAIL = os.environ.get("SERVER_EMAIL", "pennypost@localhost")
+EMAIL_HOST = os.environ.get("EMAIL_HOST", "localhost")
+EMAIL_PORT = int(os.environ.get("EMAIL_PORT", "25"))
+EMAIL_HOST_USER = os.environ.get("EMAIL_HOST_USER", "")
+EMAIL_HOST_PASSWORD = os.environ.get("EMAIL_HOST_PASSWORD", "")
+EMAIL_USE_TLS = flag("EMAIL_USE_TLS", False)
+EMAIL_TIMEOUT = 10
+EMAIL_SUBJECT_PREFIX = "[Pennypost] "
 
 # ---------------------------------------------------------------------------------- processes
 

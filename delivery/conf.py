@@ -13,6 +13,7 @@ from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.signals import setting_changed
@@ -49,6 +50,33 @@ class ProviderSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class GuardRails:
+    """When a campaign is stopped until a person has looked. Rates are shares of the letters that
+    had an answer, 0.05 for 5 %; None switches a rail off."""
+
+    bounced: float | None = 0.05
+    complained: float | None = 0.003
+    deferred: float | None = 0.5
+    unconfirmed: float | None = 0.01
+    # No rate is judged on fewer answers.
+    at_least: int = 100
+    # The circuit breaker: more than this share of the last letters refused alike ...
+    alike: float | None = 0.05
+    of_last: int = 200
+    # ... or so many one after the other.
+    in_a_row: int | None = 10
+
+
+@dataclass(frozen=True, slots=True)
+class AlertSettings:
+    """How people are told, beside the admin. ``webhook``: an address that gets each alert as JSON;
+    empty for none."""
+
+    mail_admins: bool = True
+    webhook: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class DeliverySettings:
     """How letters are sent; the defaults are those of docs/settings.md."""
 
@@ -66,6 +94,18 @@ class DeliverySettings:
     return_path: str = ""
     # Where workers keep their flight recorders: a folder on this machine's own disk.
     recorders: Path | None = None
+    # A campaign that is later than this waits for a person.
+    stale_after: timedelta = timedelta(hours=6)
+    # How long evidence about a letter in doubt is awaited before it is sent again, where the
+    # campaign says so.
+    resend_after: timedelta = timedelta(minutes=10)
+    guard_rails: GuardRails = GuardRails()
+    alerts: AlertSettings = AlertSettings()
+    # The installations that this host belongs to: a folder on its own disk. None: every database
+    # is trusted.
+    installations: Path | None = None
+    # What hosts without a lasting disk share instead.
+    installation: str = ""
     providers: Mapping[str, ProviderSettings] = field(default_factory=dict)
 
 
@@ -95,10 +135,32 @@ _SIMPLE: dict[str, tuple[str, type, Callable[[Any], bool], int, str]] = {
         "max_age", timedelta, lambda t: timedelta(minutes=1) <= t <= timedelta(days=5), 8,
         "timedelta(hours=24); from a minute to five days.",
     ),
+    "STALE_AFTER": (
+        "stale_after", timedelta, lambda t: timedelta(minutes=5) <= t <= timedelta(days=30), 40,
+        "timedelta(hours=6); from five minutes to thirty days.",
+    ),
+    "RESEND_AFTER": (
+        "resend_after", timedelta, lambda t: timedelta(minutes=10) <= t <= timedelta(days=3), 41,
+        "timedelta(minutes=10), which RFC 5321 section 4.5.3.2.6 gives an answer; up to 3 days.",
+    ),
+    "INSTALLATION": (
+        "installation", str, lambda text: len(text) <= 64 and text.isprintable(), 48,
+        "Up to 64 characters, the same on every host of one installation; '' for a file instead.",
+    ),
 }  # fmt: skip
 
 
-_OTHERS = {"RETRY_AFTER", "RETURN_PATH", "RECORDERS", "PROVIDERS"}
+_OTHERS = {
+    "RETRY_AFTER",
+    "RETURN_PATH",
+    "RECORDERS",
+    "INSTALLATIONS",
+    "GUARD_RAILS",
+    "ALERTS",
+    "PROVIDERS",
+}
+_RATES = ("BOUNCED", "COMPLAINED", "DEFERRED", "UNCONFIRMED", "ALIKE")
+_COUNTS = ("AT_LEAST", "OF_LAST", "IN_A_ROW")
 
 
 def read_settings(raw: Any) -> tuple[DeliverySettings, list[Problem]]:
@@ -123,7 +185,12 @@ def read_settings(raw: Any) -> tuple[DeliverySettings, list[Problem]]:
             )
     if "RETRY_AFTER" in raw:
         values["retry_after"] = _retry_after(raw["RETRY_AFTER"], problems)
-    values["recorders"] = _recorders(raw.get("RECORDERS"), problems)
+    values["recorders"] = _folder(raw, "RECORDERS", 29, "None keeps no flight recorder.", problems)
+    values["installations"] = _folder(
+        raw, "INSTALLATIONS", 47, "None trusts every database.", problems
+    )
+    values["guard_rails"] = _guard_rails(raw.get("GUARD_RAILS", {}), problems)
+    values["alerts"] = _alerts(raw.get("ALERTS", {}), problems)
     values["return_path"] = _return_path(raw.get("RETURN_PATH", ""), problems)
     values["providers"] = _providers(raw.get("PROVIDERS"), problems)
     return DeliverySettings(**values), problems
@@ -142,14 +209,71 @@ def _retry_after(raw: Any, problems: list[Problem]) -> tuple[timedelta, ...]:
     return tuple(raw)
 
 
-def _recorders(raw: Any, problems: list[Problem]) -> Path | None:
-    if raw is None:
+def _folder(
+    raw: Mapping[str, Any], key: str, number: int, otherwise: str, problems: list[Problem]
+) -> Path | None:
+    value = raw.get(key)
+    if value is None:
         return None
-    if not isinstance(raw, (str, Path)) or not Path(raw).is_absolute():
-        hint = "An absolute path on this machine's own disk; None keeps no flight recorder."
-        problems.append(Problem(29, f"DELIVERY['RECORDERS'] = {raw!r} cannot be.", hint))
+    if not isinstance(value, (str, Path)) or not Path(value).is_absolute():
+        hint = f"An absolute path on this machine's own disk; {otherwise}"
+        problems.append(Problem(number, f"DELIVERY[{key!r}] = {value!r} cannot be.", hint))
         return None
-    return Path(raw)
+    return Path(value)
+
+
+def _guard_rails(raw: Any, problems: list[Problem]) -> GuardRails:
+    known = ", ".join([*_RATES, *_COUNTS])
+    if not isinstance(raw, Mapping) or set(raw) - {*_RATES, *_COUNTS}:
+        hint = f"A dict with any of {known}."
+        problems.append(Problem(42, f"DELIVERY['GUARD_RAILS'] = {raw!r} cannot be.", hint))
+        return GuardRails()
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        may_be_off = key in _RATES or key == "IN_A_ROW"
+        if value is None and may_be_off:
+            values[key.lower()] = None
+        elif key in _RATES and _is_share(value):
+            values[key.lower()] = float(value)
+        elif key in _COUNTS and type(value) is int and 1 <= value <= 1000:
+            values[key.lower()] = value
+        else:
+            number, hint = (
+                (43, "A share between 0 and 1, 0.05 for 5 %; None for no such rail.")
+                if key in _RATES
+                else (44, "A whole number from 1 to 1000.")
+            )
+            message = f"DELIVERY['GUARD_RAILS'][{key!r}] = {value!r} cannot be."
+            problems.append(Problem(number, message, hint))
+    return GuardRails(**values)
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1
+
+
+def _alerts(raw: Any, problems: list[Problem]) -> AlertSettings:
+    """Plain http only where ALLOW_HTTP says so: an alert names campaigns and quotes replies."""
+    if not isinstance(raw, Mapping) or set(raw) - {"MAIL_ADMINS", "WEBHOOK", "ALLOW_HTTP"}:
+        hint = "A dict with any of MAIL_ADMINS, WEBHOOK, ALLOW_HTTP."
+        problems.append(Problem(45, "DELIVERY['ALERTS'] has an unknown key, or is no dict.", hint))
+        return AlertSettings()
+    webhook = raw.get("WEBHOOK", "")
+    schemes = {"https", "http"} if raw.get("ALLOW_HTTP") else {"https"}
+    if webhook and not _is_address(webhook, schemes):
+        # The address is not quoted: it often holds a secret.
+        hint = "https://host/path; http:// only with ALLOW_HTTP."
+        problems.append(Problem(46, "DELIVERY['ALERTS']['WEBHOOK'] cannot be.", hint))
+        webhook = ""
+    return AlertSettings(mail_admins=bool(raw.get("MAIL_ADMINS", True)), webhook=webhook)
+
+
+def _is_address(value: Any, schemes: set[str]) -> bool:
+    try:
+        parts = urlsplit(value)
+    except (ValueError, TypeError, AttributeError):
+        return False
+    return isinstance(value, str) and parts.scheme in schemes and bool(parts.hostname)
 
 
 def _return_path(raw: Any, problems: list[Problem]) -> str:

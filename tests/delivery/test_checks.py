@@ -70,6 +70,15 @@ WRONG = {
     "E028": GOOD | provider(BACKEND="tests.delivery.test_checks.WithoutConcurrency", OPTIONS={}),
     "E029": GOOD | {"RECORDERS": "recorders"},
     "E025": GOOD | provider(LIMITS=[{"rate": "30 per minute"}]),
+    "E040": GOOD | {"STALE_AFTER": timedelta(0)},
+    "E041": GOOD | {"RESEND_AFTER": timedelta(minutes=1)},
+    "E042": GOOD | {"GUARD_RAILS": {"BOUNCES": 0.05}},
+    "E043": GOOD | {"GUARD_RAILS": {"BOUNCED": 5}},
+    "E044": GOOD | {"GUARD_RAILS": {"OF_LAST": None}},
+    "E045": GOOD | {"ALERTS": {"MAIL": True}},
+    "E046": GOOD | {"ALERTS": {"WEBHOOK": "http://hooks.example.org/x"}},
+    "E047": GOOD | {"INSTALLATIONS": "installations"},
+    "E048": GOOD | {"INSTALLATION": "x" * 65},
 }
 
 
@@ -84,6 +93,18 @@ def test_a_wrong_setting_has_its_own_id_and_a_hint(settings, number):
     found = check_delivery_settings()
     assert f"delivery.{number}" in {message.id for message in found}
     assert all(message.hint for message in found)
+
+
+def test_a_rail_may_be_switched_off_and_plain_http_allowed(settings):
+    settings.DELIVERY = GOOD | {
+        "GUARD_RAILS": {"BOUNCED": None, "IN_A_ROW": None, "ALIKE": 0.1},
+        "ALERTS": {"WEBHOOK": "http://hooks.example.org/s3cret", "ALLOW_HTTP": True},
+    }
+    assert check_delivery_settings() == []
+    understood, _problems = read_settings(settings.DELIVERY)
+    assert (understood.guard_rails.bounced, understood.guard_rails.alike) == (None, 0.1)
+    assert understood.alerts.webhook == "http://hooks.example.org/s3cret"
+    assert "s3cret" not in repr(understood)
 
 
 def test_one_mistake_is_reported_once(settings):
