@@ -19,6 +19,7 @@ from django.conf import settings
 from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
+from delivery.profiles import PROFILE_KEYS, ProfileError, expand
 from delivery.providers.base import Provider
 from delivery.rates import Limit, LimitKind, parse_rate
 
@@ -42,6 +43,8 @@ class ProviderSettings:
     backend: str
     options: Mapping[str, Any] = field(repr=False)
     limits: tuple[Limit, ...] = ()
+    # Of this provider over all hosts; None: as many as DELIVERY["WORKERS"].
+    workers: int | None = None
 
     def make(self) -> Provider:
         """A new provider, not yet opened."""
@@ -107,6 +110,11 @@ class DeliverySettings:
     # What hosts without a lasting disk share instead.
     installation: str = ""
     providers: Mapping[str, ProviderSettings] = field(default_factory=dict)
+
+    def workers_for(self, alias: str) -> int:
+        """How many workers a provider may have at once, over all hosts."""
+        provider = self.providers.get(alias)
+        return self.workers if provider is None or provider.workers is None else provider.workers
 
 
 _SIMPLE: dict[str, tuple[str, type, Callable[[Any], bool], int, str]] = {
@@ -331,17 +339,29 @@ def _providers(raw: Any, problems: list[Problem]) -> dict[str, ProviderSettings]
 
 def _provider(alias: str, entry: Any, problems: list[Problem]) -> ProviderSettings | None:
     where = f"DELIVERY['PROVIDERS'][{alias!r}]"
+    known = {"BACKEND", "OPTIONS", "LIMITS", *PROFILE_KEYS}
+    if isinstance(entry, Mapping):
+        for key in set(entry) - known:
+            hint = f"Known keys: {', '.join(sorted(known))}."
+            problems.append(Problem(17, f"{where} has an unknown key {key!r}.", hint))
+        try:
+            entry = expand(entry)
+        except ProfileError as error:
+            problems.append(Problem(error.number, f"{where}: {error}", error.hint))
+            return None
     if not isinstance(entry, Mapping) or not isinstance(entry.get("BACKEND"), str):
         problems.append(Problem(16, f"{where} has no BACKEND.", "The dotted path of a provider."))
         return None
-    for key in set(entry) - {"BACKEND", "OPTIONS", "LIMITS"}:
-        hint = "Known keys: BACKEND, OPTIONS, LIMITS."
-        problems.append(Problem(17, f"{where} has an unknown key {key!r}.", hint))
     options = entry.get("OPTIONS", {})
     if not isinstance(options, Mapping):
         problems.append(Problem(18, f"{where}['OPTIONS'] is not a dict.", "{'host': ...}"))
         options = {}
     limits = _limits(alias, where, entry.get("LIMITS", []), problems)
+    workers = entry.get("WORKERS")
+    if workers is not None and (type(workers) is not int or not 1 <= workers <= 500):
+        hint = "A whole number from 1 to 500, over all hosts."
+        problems.append(Problem(61, f"{where}['WORKERS'] = {workers!r} cannot be.", hint))
+        workers = None
     try:
         backend = import_string(entry["BACKEND"])
     except ImportError as error:
@@ -381,7 +401,7 @@ def _provider(alias: str, entry: Any, problems: list[Problem]) -> ProviderSettin
         hint = "A whole number from 1: how many letters may be on their way at once."
         problems.append(Problem(28, f"{where}: {entry['BACKEND']} has no concurrency.", hint))
         return None
-    return ProviderSettings(alias, entry["BACKEND"], dict(options), limits)
+    return ProviderSettings(alias, entry["BACKEND"], dict(options), limits, workers)
 
 
 def _limits(alias: str, where: str, raw: Any, problems: list[Problem]) -> tuple[Limit, ...]:

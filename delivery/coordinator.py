@@ -108,7 +108,7 @@ def top_up(settings: DeliverySettings, now: datetime, start_workers: Start) -> N
         due = queue.next_due(queue.open_campaigns(alias), alias)
         if due is None or due > now:
             continue
-        free = leases.free_places(alias, settings.workers)
+        free = leases.free_places(alias, settings.workers_for(alias))
         if free:
             start_workers(alias, free)
 

@@ -252,10 +252,9 @@ class Worker:
 
     def _take_lease(self) -> Lease | None:
         now = self.clock()
-        leases.make_places(self.alias, self.settings.workers)
-        lease = leases.take(
-            self.alias, self.settings.workers, self.holder, now, self.settings.lease
-        )
+        places = self.settings.workers_for(self.alias)
+        leases.make_places(self.alias, places)
+        lease = leases.take(self.alias, places, self.holder, now, self.settings.lease)
         if lease is not None:
             self.held_until = now + self.settings.lease
         return lease
