@@ -99,6 +99,14 @@ def first_code(text: str) -> EnhancedStatus | None:
     return EnhancedStatus(int(match[1]), int(match[2]), int(match[3])) if match else None
 
 
+def every_code(text: str) -> list[EnhancedStatus]:
+    """All enhanced statuses of a text in their order, x.0.0 too, each as often as it stands."""
+    return [
+        EnhancedStatus(int(match[1]), int(match[2]), int(match[3]))
+        for match in _CODE.finditer(_without_names(text))
+    ]
+
+
 def _says_nothing(code: EnhancedStatus) -> bool:
     """x.0.0: Exim and many others write 5.0.0 whatever happened."""
     return code.subject == 0 and code.detail == 0

@@ -22,7 +22,13 @@ from bounces.detectors.base import Detector
 from bounces.mailboxes.base import MAILBOX_METHODS, Mailbox
 from delivery.conf import Problem
 
-DEFAULT_DETECTORS = ("bounces.detectors.delivery_status.DeliveryStatusDetector",)
+# The order is the one in which they are sure: structures first, words last.
+DEFAULT_DETECTORS = (
+    "bounces.detectors.delivery_status.DeliveryStatusDetector",
+    "bounces.detectors.feedback_report.FeedbackReportDetector",
+    "bounces.detectors.auto_reply.AutoReplyDetector",
+    "bounces.detectors.plain_text.PlainTextDetector",
+)
 KNOWN_KEYS = frozenset({"MAILBOXES", "DETECTORS", "RAW_RETENTION_DAYS", "LARGEST_MAIL_BYTES"})
 
 

@@ -52,11 +52,12 @@ def read_bounce(raw: bytes) -> list[BounceReport]:
     """Who finally failed, according to a raw mail; [] for every other mail.
 
     Reads at most LARGEST_MAIL_BYTES of it. That somebody is named here marks nobody yet: whether
-    the mail speaks of a letter of ours is decided by correlation.
+    the mail speaks of a letter of ours is decided by correlation. Whom only a free text names is
+    left out: without the mailbox's token that is not to be believed.
     """
     answer = read_mail(incoming(raw))
     reports = answer.reports if answer and answer.reports else ()
-    return [report for report in reports if isinstance(report, BounceReport)]
+    return [report for report in reports if isinstance(report, BounceReport) and report.witnessed]
 
 
 def read_mail(mail: IncomingMail) -> Answer | None:

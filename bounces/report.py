@@ -22,7 +22,8 @@ class BounceReport:
     ``hard`` is the detector's claim that the address is gone. Intake believes it only where the
     rule of classification.py agrees: a detector may be more careful than the rule, never less.
     The rest serves correlation; "" is "not in the mail". ``message_id`` is that of the returned
-    copy, with its angle brackets.
+    copy, with its angle brackets. ``witnessed`` is False where nothing but a free text names the
+    recipient: such a report counts only if the token's own reader is named.
     """
 
     recipient: str
@@ -35,6 +36,7 @@ class BounceReport:
     remote_mta: str = ""
     envelope_id: str = ""
     message_id: str = ""
+    witnessed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +44,13 @@ class ComplaintReport:
     """A reader called the letter spam (RFC 5965), and that is what ``feedback_type`` says.
 
     ``recipient`` may be "": most providers redact it, and the token knows better.
+    ``return_path`` is the MAIL FROM of the letter, where the report or the returned copy has it.
     """
 
     recipient: str
     feedback_type: str
     message_id: str = ""
+    return_path: str = ""
 
 
 Report = BounceReport | ComplaintReport

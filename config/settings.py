@@ -382,6 +382,11 @@ UNFOLD = {
                         "link": reverse_lazy("admin:delivery_providerstate_changelist"),
                     },
                     {
+                        "title": _("Unclassified replies"),
+                        "icon": "help",
+                        "link": reverse_lazy("admin:delivery_unclassifiedreply_changelist"),
+                    },
+                    {
                         "title": _("Schedules"),
                         "icon": "schedule",
                         "link": reverse_lazy("admin:django_q_schedule_changelist"),

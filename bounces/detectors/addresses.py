@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 LONGEST_ADDRESS = 320  # RFC 5321 section 4.5.3.1: 64 + 1 + 255
+# What mail programs put before an address, and gateways copied into the field.
+_PREFIX = re.compile(r"(?:smtp|mailto):(?=[^:@\s]+@)", re.IGNORECASE)
 _CODE_POINT = re.compile(r"\\x\{([0-9A-Fa-f]{1,6})\}")
 
 
@@ -24,6 +26,7 @@ def read_recipient(value: str) -> str:
     address = _in_brackets(without_comments(rest).strip().rstrip(",;").strip())
     if address.startswith("@") and ":" in address:  # a source route, RFC 5321 appendix C
         address = address.partition(":")[2].strip()
+    address = _PREFIX.sub("", address)
     if kind == "utf-8":
         address = _CODE_POINT.sub(_character, address)
     return address if is_address(address) else ""
@@ -39,8 +42,11 @@ def is_address(text: str) -> bool:
     literal = domain.startswith("[") and domain.endswith("]")  # RFC 5321 section 4.1.3
     if not literal and any(character in domain for character in ' "<>()|/\\,;:'):
         return False
-    quoted = len(local) > 2 and local.startswith('"') and local.endswith('"')
-    return quoted or (not local.startswith(("|", "/")) and " " not in local and "," not in local)
+    if len(local) > 2 and local.startswith('"') and local.endswith('"'):
+        return not local.startswith(('"|', '"/'))
+    if local.startswith("/") and "=" in local:  # X.400 mapped to an address, RFC 2156: /S=Doe/
+        return " " not in local
+    return not local.startswith(("|", "/")) and " " not in local and "," not in local
 
 
 def without_comments(text: str) -> str:

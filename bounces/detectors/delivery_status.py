@@ -21,14 +21,13 @@ from dataclasses import dataclass, field
 from bounces.classification import BounceClass, classify, first_code, judge
 from bounces.detectors.addresses import read_recipient, without_comments
 from bounces.detectors.base import IncomingMail
-from bounces.detectors.mime import FIELD, LONGEST_FIELD, Part, own_parts, read_fields, to_text
+from bounces.detectors.mime import FIELD, LONGEST_FIELD, Part, own_parts, to_text
+from bounces.detectors.returned import message_id_in, returned_copy
+from bounces.detectors.senders import is_a_machine, is_a_mail_system, is_an_answer_or_forwarded
 from bounces.report import BounceReport, printable
 from delivery.status_codes import EnhancedStatus
 
 STATUS_TYPES = frozenset({"message/delivery-status", "message/global-delivery-status"})
-RETURNED_TYPES = frozenset(
-    {"message/rfc822", "text/rfc822-headers", "message/global", "message/global-headers"}
-)
 # What else travels as multipart/report: receipts (they have a Final-Recipient too), complaints,
 # TLS reports.
 OTHER_REPORTS = frozenset({"disposition-notification", "feedback-report", "tlsrpt"})
@@ -41,9 +40,6 @@ ALSO_FAILED = frozenset({"failure", "error", "expired"})
 MAX_REPORTS = 100
 
 _WORD = re.compile(r"[A-Za-z]+")
-_FORWARDED = re.compile(r"\s*(?:fwd?|wg|tr|rv|enc|re|aw|sv|vs)\s*:", re.IGNORECASE)
-_DAEMON = re.compile(r"(?:mailer[-_.]?daemon|mail[-_.]daemon|postmaster)(?:@|\b)", re.IGNORECASE)
-_MESSAGE_ID = re.compile(r"<[^<>\s]{1,300}>")
 # Fields of a letter, never of a status: from here on the status part ran into the returned copy.
 _LETTER_FIELDS = frozenset({"received", "from", "subject", "message-id", "mime-version"})
 _RECIPIENT_FIELDS = frozenset({"original-recipient", "final-recipient"})
@@ -75,6 +71,8 @@ class Reading:
 class DeliveryStatusDetector:
     """Answers for every mail with a status part of its own."""
 
+    version = "2"
+
     def detect(self, mail: IncomingMail) -> list[BounceReport] | None:
         parts = status_parts(mail)
         return read(mail, parts).reports if parts else None
@@ -101,11 +99,11 @@ def status_parts(mail: IncomingMail) -> list[Part]:
             continue
         if any(container.report_type in OTHER_REPORTS for container in containers):
             continue
-        in_report = any(_is_report(container) for container in containers)
         at_top = bool(containers) and _is_report(containers[0])
-        if at_top or (
-            (in_report or _sent_by_a_daemon(mail)) and not _FORWARDED.match(mail.header("subject"))
-        ):
+        within = any(_is_report(container) for container in containers)
+        by_machine = is_a_mail_system(mail) if within else is_a_machine(mail)
+        by_person = is_an_answer_or_forwarded(mail)
+        if at_top or (within and (by_machine or not by_person)) or (by_machine and not by_person):
             found.append(part)
     return found
 
@@ -233,32 +231,15 @@ def read_groups(octets: bytes) -> Iterator[Group]:
 
 def _returned_message_id(mail: IncomingMail, groups: list[Group]) -> str:
     """The Message-ID of the returned copy or of its headers, with brackets; "" without any."""
-    for part, _ in own_parts(mail.parts):
-        if part.content_type not in RETURNED_TYPES:
-            continue
-        header = re.split(rb"\r?\n\r?\n", part.decoded().lstrip(b"\r\n"), maxsplit=1)[0]
-        for name, value in read_fields(header):
-            match = _MESSAGE_ID.search(value) if name == "message-id" else None
-            if match:
-                return printable(match[0], 320)
-    for group in groups:
-        match = _MESSAGE_ID.search(group.value("message-id"))
-        if match:
-            return printable(match[0], 320)
-    return ""
+    if message_id := returned_copy(mail).message_id:
+        return message_id
+    # A damaged boundary: the returned header stands among the groups.
+    found = (message_id_in(group.value("message-id")) for group in groups)
+    return next(filter(None, found), "")
 
 
 def _is_report(part: Part) -> bool:
     return part.content_type == "multipart/report" or part.report_type == "delivery-status"
-
-
-def _sent_by_a_daemon(mail: IncomingMail) -> bool:
-    """A hint that a machine wrote the mail; enough to read it, never enough to mark somebody."""
-    return (
-        bool(_DAEMON.search(mail.header("from")))
-        or mail.header("return-path").strip() == "<>"
-        or mail.header("auto-submitted").strip().lower().startswith("auto-")
-    )
 
 
 def _only_failed_recipient(mail: IncomingMail) -> str:

@@ -55,7 +55,7 @@ class Part:
 
     def decoded(self) -> bytes:
         """The body with its transfer encoding undone; as it stands where that is none, or lied."""
-        encoding = self.value("content-transfer-encoding").strip().lower()
+        encoding = self.value("content-transfer-encoding").strip().lower().partition(" ")[0]
         if encoding == "quoted-printable":
             return quopri.decodestring(self.body)
         if encoding == "base64":
@@ -131,7 +131,8 @@ def _read_part(octets: bytes, room: _Room, depth: int) -> Part:
     written = next((value for name, value in fields if name == "content-type"), "")
     grammar = Message()
     grammar["Content-Type"] = written[:LONGEST_CONTENT_TYPE] or "text/plain"
-    content_type = grammar.get_content_type()
+    # A comment (RFC 2045 section 5.1) may follow the type.
+    content_type = grammar.get_content_type().partition("(")[0].strip()
     boundary = _parameter(grammar, "boundary").rstrip()
     parts: tuple[Part, ...] = ()
     if (

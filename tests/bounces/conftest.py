@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bounces.conf import bounce_settings
+from bounces.conf import DEFAULT_DETECTORS, bounce_settings
 from campaigns.addresses import address_key
 from campaigns.conf import campaign_settings
 from campaigns.models import Campaign, CampaignTotals, Edition
@@ -33,7 +33,7 @@ def _settings(settings, tmp_path: Path) -> None:
                 "OPTIONS": {"path": str(tmp_path / "maildir")},
             }
         },
-        "DETECTORS": ["bounces.detectors.delivery_status.DeliveryStatusDetector"],
+        "DETECTORS": list(DEFAULT_DETECTORS),
     }
     assert list(bounce_settings().mailboxes) == ["default"]
 

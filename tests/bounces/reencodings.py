@@ -14,7 +14,7 @@ _STATUS_PART = re.compile(
 
 
 def unix(raw: bytes) -> bytes:
-    return raw.replace(b"\r\n", b"\n")
+    return re.sub(rb"\r+\n", b"\n", raw)
 
 
 def with_crlf(raw: bytes) -> bytes:
@@ -32,7 +32,7 @@ def with_mbox_line(raw: bytes) -> bytes:
 def with_eight_bit_junk(raw: bytes) -> bytes:
     """In a header field of its own, in a line that is no field, and in what stands for people."""
     head, _, body = unix(raw).partition(b"\n\n")
-    return head + b"\nX-Junk: \xff\xfe\xe4\xf6\n\xe4\xf6\xfc\n\n" + b"\x80\x81 junk\n" + body
+    return head + b"\nX-Junk: \xff\xfe\xe4\xf6\n\xe4\xf6\xfc\n\n" + b"\x80\x81 rubbish\n" + body
 
 
 def cut_after_the_status_part(raw: bytes) -> bytes:

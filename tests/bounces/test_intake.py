@@ -235,10 +235,10 @@ def test_a_message_id_is_enough_where_the_provider_sets_the_envelope(deliver, no
 
 
 def test_a_mail_that_nobody_knows_is_kept_for_a_person(db, now) -> None:
-    assert take(raw_sample("auto-reply-that-quotes-550"), now) is Verdict.UNRECOGNISED
+    assert take(raw_sample("a-letter-of-a-reader"), now) is Verdict.UNRECOGNISED
     mail = ReceivedMail.objects.get()
-    assert bytes(mail.raw) == raw_sample("auto-reply-that-quotes-550")
-    assert mail.subject == "Automatic reply: What happened this week"
+    assert bytes(mail.raw) == raw_sample("a-letter-of-a-reader")
+    assert mail.subject == "Re: What happened this week"
 
 
 def test_a_mail_that_is_too_long_is_cut_and_still_read(settings, deliver: Deliver, now) -> None:
