@@ -46,7 +46,7 @@ from delivery import limits
 from delivery.composing import envelope_of, message_id_of
 from delivery.conf import delivery_settings
 from delivery.listing import DeliveryPaginator, Selection
-from delivery.models import Delivery, ProviderState
+from delivery.models import Delivery, ProviderState, UnclassifiedReply
 from delivery.states import DeliveryStatus
 from delivery.story import story_of, unconfirmed_in_words
 from delivery.why import asked_campaigns, why
@@ -443,6 +443,32 @@ def state_in_words(state: ProviderState) -> tuple[str, Any]:
     if limits.closed_until(state, timezone.now()) is not None:
         return "paused", _("Paused")
     return "open", _("Open")
+
+
+# ---------------------------------------------------------------------------------- replies
+
+
+@admin.register(UnclassifiedReply)
+class UnclassifiedReplyAdmin(ReadOnlyAdmin):
+    """Replies that no rule knows, the commonest first: what docs/replies.md says how to mend."""
+
+    list_display = ["text", "code", "phase", "rule", "count", "first", "last"]
+    list_display_links = None
+    list_fullwidth = True
+    list_per_page = 50
+    ordering = ["-count", "id"]
+    sortable_by = ()
+    actions = None
+    search_fields = ["text"]
+    search_help_text = _("Words of a reply")
+
+    @display(description=_("first seen"))
+    def first(self, reply: UnclassifiedReply) -> str | None:
+        return moment(reply.first_seen)
+
+    @display(description=_("last seen"))
+    def last(self, reply: UnclassifiedReply) -> str | None:
+        return moment(reply.last_seen)
 
 
 # ---------------------------------------------------------------------------------- django-q2

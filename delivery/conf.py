@@ -22,6 +22,8 @@ from django.utils.module_loading import import_string
 from delivery.profiles import PROFILE_KEYS, ProfileError, expand
 from delivery.providers.base import Provider
 from delivery.rates import Limit, LimitKind, parse_rate
+from delivery.replies import Rule, put_before
+from delivery.replies.settings import RuleError, read_rule
 
 DEFAULT_RETRY_AFTER = tuple(timedelta(minutes=minutes) for minutes in (5, 15, 30, 60, 120, 240))
 
@@ -45,6 +47,11 @@ class ProviderSettings:
     limits: tuple[Limit, ...] = ()
     # Of this provider over all hosts; None: as many as DELIVERY["WORKERS"].
     workers: int | None = None
+
+    @property
+    def can_confirm(self) -> bool:
+        """Whether this provider can look for letters in doubt (providers.base.Confirms)."""
+        return hasattr(import_string(self.backend), "confirm")
 
     def make(self) -> Provider:
         """A new provider, not yet opened."""
@@ -109,6 +116,8 @@ class DeliverySettings:
     installations: Path | None = None
     # What hosts without a lasting disk share instead.
     installation: str = ""
+    # The operator's own rules of classification, before ours.
+    reply_rules: tuple[Rule, ...] = ()
     providers: Mapping[str, ProviderSettings] = field(default_factory=dict)
 
     def workers_for(self, alias: str) -> int:
@@ -165,6 +174,7 @@ _OTHERS = {
     "INSTALLATIONS",
     "GUARD_RAILS",
     "ALERTS",
+    "REPLY_RULES",
     "PROVIDERS",
 }
 _RATES = ("BOUNCED", "COMPLAINED", "DEFERRED", "UNCONFIRMED", "ALIKE")
@@ -200,6 +210,7 @@ def read_settings(raw: Any) -> tuple[DeliverySettings, list[Problem]]:
     values["guard_rails"] = _guard_rails(raw.get("GUARD_RAILS", {}), problems)
     values["alerts"] = _alerts(raw.get("ALERTS", {}), problems)
     values["return_path"] = _return_path(raw.get("RETURN_PATH", ""), problems)
+    values["reply_rules"] = _reply_rules(raw.get("REPLY_RULES", ()), problems)
     values["providers"] = _providers(raw.get("PROVIDERS"), problems)
     return DeliverySettings(**values), problems
 
@@ -282,6 +293,24 @@ def _is_address(value: Any, schemes: set[str]) -> bool:
     except (ValueError, TypeError, AttributeError):
         return False
     return isinstance(value, str) and parts.scheme in schemes and bool(parts.hostname)
+
+
+def _reply_rules(raw: Any, problems: list[Problem]) -> tuple[Rule, ...]:
+    """The rules that can be understood; a mistaken one is left out, never guessed."""
+    if not isinstance(raw, (list, tuple)):
+        hint = '[{"name": ..., "verdict": "defer", "code": "4..", "text": ...}]: docs/replies.md'
+        problems.append(Problem(60, "DELIVERY['REPLY_RULES'] is no list.", hint))
+        return ()
+    rules: dict[str, Rule] = {}
+    for entry in raw:
+        try:
+            rule = read_rule(entry, rules)
+        except RuleError as error:
+            message = f"DELIVERY['REPLY_RULES']: {error}"
+            problems.append(Problem(error.number, message, error.hint))
+        else:
+            rules[rule.name] = rule
+    return tuple(rules.values())
 
 
 def _return_path(raw: Any, problems: list[Problem]) -> str:
@@ -428,12 +457,16 @@ def _limits(alias: str, where: str, raw: Any, problems: list[Problem]) -> tuple[
 @lru_cache(maxsize=1)
 def delivery_settings() -> DeliverySettings:
     """The settings in force. What could not be understood has its default, and fails the checks."""
-    return read_settings(getattr(settings, "DELIVERY", None))[0]
+    understood = read_settings(getattr(settings, "DELIVERY", None))[0]
+    # Providers are values and see no settings, so their table is told here.
+    put_before(understood.reply_rules)
+    return understood
 
 
 def _forget(*, setting: str, **_: object) -> None:
     if setting == "DELIVERY":
         delivery_settings.cache_clear()
+        put_before(())
 
 
 setting_changed.connect(_forget)

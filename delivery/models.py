@@ -249,6 +249,31 @@ class Installation(models.Model):
         return self.identity
 
 
+class UnclassifiedReply(models.Model):
+    """A reply that no rule of delivery/replies knows by its words, and how often it came.
+
+    ``text`` is without addresses, ids and numbers; ``rule`` is the default that decided.
+    """
+
+    phase = models.CharField(_("phase"), max_length=12)
+    code = models.PositiveSmallIntegerField(_("code"))
+    text = models.CharField(_("reply"), max_length=200)
+    rule = models.CharField(_("taken for"), max_length=60)
+    count = models.PositiveIntegerField(_("times"))
+    first_seen = models.DateTimeField(_("first seen"))
+    last_seen = models.DateTimeField(_("last seen"))
+
+    class Meta:
+        verbose_name = _("unclassified reply")
+        verbose_name_plural = _("unclassified replies")
+        constraints = [
+            models.UniqueConstraint(fields=["phase", "code", "text"], name="unclassified_once"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.text}"
+
+
 class ProviderState(models.Model):
     """What all hosts must know of a provider: pauses. It survives restarts."""
 

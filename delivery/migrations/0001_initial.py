@@ -58,6 +58,24 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name='UnclassifiedReply',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('phase', models.CharField(max_length=12, verbose_name='phase')),
+                ('code', models.PositiveSmallIntegerField(verbose_name='code')),
+                ('text', models.CharField(max_length=200, verbose_name='reply')),
+                ('rule', models.CharField(max_length=60, verbose_name='taken for')),
+                ('count', models.PositiveIntegerField(verbose_name='times')),
+                ('first_seen', models.DateTimeField(verbose_name='first seen')),
+                ('last_seen', models.DateTimeField(verbose_name='last seen')),
+            ],
+            options={
+                'verbose_name': 'unclassified reply',
+                'verbose_name_plural': 'unclassified replies',
+                'constraints': [models.UniqueConstraint(fields=('phase', 'code', 'text'), name='unclassified_once')],
+            },
+        ),
+        migrations.CreateModel(
             name='Delivery',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
