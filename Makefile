@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
-.PHONY: demo test test-sqlite test-postgresql check format pin clean
+.PHONY: demo test test-sqlite test-postgresql check format screenshots pin clean
 
 demo: $(READY)
 	@$(BIN)/python -m config.demo $(if $(ONCE),--once)
@@ -31,6 +31,10 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The pictures of README.md, from a demo of its own. Needs a Chromium.
+screenshots: $(READY)
+	$(BIN)/python docs/screenshots.py
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
