@@ -34,6 +34,7 @@ from delivery.outcomes import (
     Phase,
     Rejected,
     Reply,
+    Speaker,
     Unavailable,
     Unconfirmed,
 )
@@ -77,7 +78,8 @@ class SMTPProvider:
     commands of a second letter may stand behind the first (RFC 2920). ``chunking``: BDAT instead
     of DATA where the server announces both (RFC 3030). ``local_hostname`` is what EHLO says.
     ``identity``: the keywords of MicrosoftIdentity; then the login is AUTH XOAUTH2 as ``username``
-    and there is no password.
+    and there is no password. ``speaker``: "submission" for a server that takes letters for all
+    readers; "reader" when it is itself the readers' server, so that its refusals speak of them.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class SMTPProvider:
         final_dot_timeout: float = FINAL_DOT_TIMEOUT,
         chunking: bool = True,
         identity: Mapping[str, Any] | None = None,
+        speaker: str = Speaker.SUBMISSION,
     ) -> None:
         if not host:
             raise ValueError("host is empty")
@@ -116,6 +119,7 @@ class SMTPProvider:
         self.seconds_per_connection = seconds_per_connection
         self.timeouts = Timeouts(COMMAND_TIMEOUT, DATA_TIMEOUT, final_dot_timeout)
         self.chunking = chunking
+        self.speaker = Speaker(speaker)
         self.connections = connections
         self.concurrency = 2 * connections
         self._tls = ssl.create_default_context(cafile=ca_file) if security != "none" else None
@@ -337,7 +341,7 @@ class Connection:
         except LostError as lost:
             return None if lost.step is Step.MAIL else _lost(_PHASES[lost.step], str(lost))
         phase = _PHASES[answer.step]
-        reply = Reply.of(phase, answer.code, answer.text)
+        reply = Reply.of(phase, answer.code, answer.text, self.provider.speaker)
         if phase is Phase.FINAL_DOT:
             if not answer.in_step:
                 # This is not the answer to this letter, whose own answer is unknown.
