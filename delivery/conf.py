@@ -299,7 +299,7 @@ def _reply_rules(raw: Any, problems: list[Problem]) -> tuple[Rule, ...]:
     """The rules that can be understood; a mistaken one is left out, never guessed."""
     if not isinstance(raw, (list, tuple)):
         hint = '[{"name": ..., "verdict": "defer", "code": "4..", "text": ...}]: docs/replies.md'
-        problems.append(Problem(60, "DELIVERY['REPLY_RULES'] is no list.", hint))
+        problems.append(Problem(70, "DELIVERY['REPLY_RULES'] is no list.", hint))
         return ()
     rules: dict[str, Rule] = {}
     for entry in raw:

@@ -36,21 +36,21 @@ def read_rule(raw: Any, taken: Iterable[str] = ()) -> Rule:
     """One entry as a Rule. RuleError for the first mistake in it. ``taken``: names of the rules
     before it; ours are taken as well, for the name is what an attempt's story shows."""
     if not isinstance(raw, Mapping) or set(raw) - KEYS:
-        raise RuleError(61, f"{raw!r} is no rule.", f"A dict with {', '.join(sorted(KEYS))}.")
+        raise RuleError(71, f"{raw!r} is no rule.", f"A dict with {', '.join(sorted(KEYS))}.")
     name = raw.get("name")
     if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
-        raise RuleError(62, f"{name!r} cannot name a rule.", "A text of 1 to 60 characters.")
+        raise RuleError(72, f"{name!r} cannot name a rule.", "A text of 1 to 60 characters.")
     if name in _OUR_NAMES or name in taken:
-        raise RuleError(62, f"Two rules are called {name!r}.", "Attempts show which rule decided.")
+        raise RuleError(72, f"Two rules are called {name!r}.", "Attempts show which rule decided.")
     verdict = _member(Verdict, name, "verdict", raw.get("verdict"))
     phases = raw.get("phases")
     if phases is not None and (isinstance(phases, str) or not isinstance(phases, Iterable)):
-        raise RuleError(63, f"The phases of {name!r} are no list.", '"phases": ["rcpt"]')
+        raise RuleError(73, f"The phases of {name!r} are no list.", '"phases": ["rcpt"]')
     speaker = raw.get("speaker")
     patterns = {part: _pattern(name, part, raw.get(part, "")) for part in _PARTS}
     if not any(patterns.values()):
         raise RuleError(
-            66, f"{name!r} would fit every reply.", "Give a code, an enhanced status or a text."
+            76, f"{name!r} would fit every reply.", "Give a code, an enhanced status or a text."
         )
     if (
         verdict is Verdict.BAD_ADDRESS
@@ -58,7 +58,7 @@ def read_rule(raw: Any, taken: Iterable[str] = ()) -> Rule:
         and not (patterns["enhanced"] or patterns["text"])
     ):
         raise RuleError(
-            67,
+            77,
             f"{name!r} would suppress an address for the class of a code.",
             "Give an enhanced status or a text: one misconfigured relay would end a whole list.",
         )
@@ -85,7 +85,7 @@ def _member(kind: type[E], name: str, part: str, value: Any) -> E:
         return kind(value)
     except ValueError:
         known = ", ".join(f'"{member}"' for member in kind)
-        raise RuleError(63, f"{name!r}: {part} cannot be {value!r}.", f"One of {known}.") from None
+        raise RuleError(73, f"{name!r}: {part} cannot be {value!r}.", f"One of {known}.") from None
 
 
 def _pattern(name: str, part: str, value: Any) -> str:
@@ -95,13 +95,13 @@ def _pattern(name: str, part: str, value: Any) -> str:
         "text": "A regular expression that is searched in the text, without regard to case.",
     }[part]
     if not isinstance(value, str):
-        raise RuleError(64, f"{name!r}: {part} is no text.", hint)
+        raise RuleError(74, f"{name!r}: {part} is no text.", hint)
     try:
         re.compile(value)
     except re.error as error:
-        raise RuleError(64, f"{name!r}: {part} {value!r}: {error}.", hint) from None
+        raise RuleError(74, f"{name!r}: {part} {value!r}: {error}.", hint) from None
     if part == "code" and value and value != NO_CODE and not _fits_a_code(value):
-        raise RuleError(64, f"{name!r}: no code is {value!r}.", hint)
+        raise RuleError(74, f"{name!r}: no code is {value!r}.", hint)
     return value
 
 
@@ -114,5 +114,5 @@ def _wait(name: str, value: Any) -> timedelta | None:
         return None
     if not isinstance(value, timedelta) or not timedelta(0) < value <= LONGEST_WISH:
         hint = "timedelta(minutes=30); more than nothing, and up to 24 hours."
-        raise RuleError(65, f"{name!r}: wait cannot be {value!r}.", hint)
+        raise RuleError(75, f"{name!r}: wait cannot be {value!r}.", hint)
     return value
