@@ -6,7 +6,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
-.PHONY: demo test test-sqlite test-postgresql check format screenshots pin clean
+# Twenty long runs in which processes are killed at random moments; takes hours.
+soak: $(READY)
+	PENNYPOST_SOAK=1 $(BIN)/pytest tests/end_to_end/test_soak.py $(ARGS)
+	PENNYPOST_SOAK=1 $(BIN)/python -m tests.postgresql $(BIN)/pytest tests/end_to_end/test_soak.py $(ARGS)
+
+.PHONY: demo soak test test-sqlite test-postgresql check format screenshots pin clean
 
 demo: $(READY)
 	@$(BIN)/python -m config.demo $(if $(ONCE),--once)
