@@ -6,11 +6,6 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
-# Twenty long runs in which processes are killed at random moments; takes hours.
-soak: $(READY)
-	PENNYPOST_SOAK=1 $(BIN)/pytest tests/end_to_end/test_soak.py $(ARGS)
-	PENNYPOST_SOAK=1 $(BIN)/python -m tests.postgresql $(BIN)/pytest tests/end_to_end/test_soak.py $(ARGS)
-
 .PHONY: demo soak test test-sqlite test-postgresql check format screenshots pin clean
 
 demo: $(READY)
@@ -24,6 +19,11 @@ test-sqlite: $(READY)
 # DATABASE_URL points the suite at a PostgreSQL server of yours; otherwise a throw-away one is started.
 test-postgresql: $(READY)
 	$(BIN)/python -m tests.postgresql $(BIN)/pytest -n auto $(ARGS)
+
+# Twenty long runs in which processes are killed at random moments; takes hours.
+soak: $(READY)
+	PENNYPOST_SOAK=1 $(BIN)/pytest tests/end_to_end/test_soak.py $(ARGS)
+	PENNYPOST_SOAK=1 $(BIN)/python -m tests.postgresql $(BIN)/pytest tests/end_to_end/test_soak.py $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .
