@@ -15,8 +15,9 @@ from django.utils import timezone
 
 
 def database_now() -> datetime:
-    """The moment by the database server's clock, read now: not when the transaction began, and not
-    before the locks that this statement comes after. SQLite is on this host, and so is its clock."""
+    """The moment by the database server's clock, read when it is asked for: after the locks that
+    the caller holds, not when its transaction began. SQLite is on this host, and so is its clock.
+    """
     if connection.vendor != "postgresql":
         return timezone.now()
     with connection.cursor() as cursor:

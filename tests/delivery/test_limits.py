@@ -1,81 +1,198 @@
 """Limits hold in every trailing window, and pauses keep a provider still."""
 
-from datetime import timedelta
-from itertools import pairwise
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
 from random import Random
+from time import monotonic
 
 import pytest
+from django.db import connection, connections, transaction
 
-from delivery import limits
-from delivery.models import ProviderState, QuotaWindow
+from delivery import leases, limits
+from delivery.clocks import database_now, shared_clock
+from delivery.limits import Grant
+from delivery.models import ProviderState, QuotaWindow, RateBucket
 from delivery.outcomes import Phase, Reply, Unavailable
+from delivery.permits import STEPS
 from delivery.rates import Limit, LimitKind
+from tests.delivery.sending_hosts import World, most_in_any, three_hosts
 
 pytestmark = pytest.mark.django_db
 
 REPLY = Reply(Phase.MAIL, 451, "4.7.500 Server busy")
+ME = 1  # a claim key
 
 
-def simulate(all_limits, now, length, wanted=5, seed=1):
-    """The moments at which letters left when workers ask for ``length``, when told to or later."""
-    dice, moment, left = Random(seed), now, []
-    while moment < now + length:
-        grant = limits.take(all_limits, wanted, moment)
-        left += grant.not_before
-        soon = moment + timedelta(milliseconds=1 + 20 * dice.random())
-        moment = max(soon, grant.retry_at or soon)
-    return sorted(left)
+class InDatabase:
+    """What the simulated hosts share, through the real functions and tables."""
+
+    def __init__(self, all_limits: tuple[Limit, ...]) -> None:
+        self.limits = all_limits
+
+    def take(self, wanted: int, worker: int, now: datetime, asked: float, got: float) -> Grant:
+        grant = limits.take(self.limits, wanted, worker, lambda: now)
+        return Grant(grant.limits, grant.not_before, grant.retry_at, now, asked, got, grant.key)
+
+    def settle(self, grant: Grant, answered: Sequence[float]) -> None:
+        limits.settle(grant, answered)
+
+    def worker_is_dead(self, worker: int, now: datetime) -> None:
+        QuotaWindow.objects.filter(claim_key=worker).update(at=now, grant=None, claim_key=None)
 
 
-def most_in_any(window, moments):
-    return max(
-        sum(1 for other in moments[start:] if other < moment + window)
-        for start, moment in enumerate(moments)
-    )
+def permits(grant: Grant) -> int:
+    return len(grant.not_before)
 
 
-def test_a_smooth_limit_is_never_exceeded_in_any_window(now):
-    limit = Limit(LimitKind.SMOOTH, 30, timedelta(minutes=1), "provider:x")
-    moments = simulate((limit,), now, timedelta(minutes=10))
-    assert most_in_any(timedelta(minutes=1), moments) == 30
-    gaps = [after - before for before, after in pairwise(moments)]
-    assert min(gaps) >= timedelta(seconds=2)
+def answer(grant: Grant) -> None:
+    """Every letter of the grant is answered at once."""
+    limits.settle(grant, [grant.asked] * permits(grant))
 
 
-def test_a_cap_is_never_exceeded_in_any_window_and_is_used(now):
-    limit = Limit(LimitKind.CAP, 50, timedelta(minutes=5), "provider:x")
-    moments = simulate((limit,), now, timedelta(minutes=20))
-    assert most_in_any(timedelta(minutes=5), moments) == 50
-    assert len(moments) >= 0.95 * 200
+@pytest.mark.parametrize("kind", list(LimitKind))
+def test_a_limit_is_never_exceeded_in_any_window_and_is_used(kind, now):
+    limit = Limit(kind, 50, timedelta(minutes=5), "provider:x")
+    world = World(InDatabase((limit,)), now, Random(1), three_hosts())
+    world.run(timedelta(minutes=30))
+    assert most_in_any(limit.window, world.arrivals) <= 50
+    assert len(world.arrivals) >= 0.95 * 300
+
+
+def test_dead_workers_break_no_limit(now):
+    smooth = Limit(LimitKind.SMOOTH, 60, timedelta(minutes=1), "provider:x")
+    cap = Limit(LimitKind.CAP, 50, timedelta(seconds=90), "tenant:contoso")
+    world = World(InDatabase((smooth, cap)), now, Random(2), three_hosts(), deaths_per_grant=0.03)
+    world.run(timedelta(minutes=20))
+    assert most_in_any(smooth.window, world.arrivals) <= 60
+    assert most_in_any(cap.window, world.arrivals) <= 50
 
 
 def test_all_limits_hold_at_once_and_none_is_spent_in_vain(now):
     smooth = Limit(LimitKind.SMOOTH, 600, timedelta(minutes=1), "provider:x")
     cap = Limit(LimitKind.CAP, 7, timedelta(hours=1), "tenant:contoso")
-    assert len(limits.take((smooth, cap), 5, now).not_before) == 5
-    second = limits.take((smooth, cap), 5, now + timedelta(seconds=10))
-    assert len(second.not_before) == 2
-    third = limits.take((smooth, cap), 5, now + timedelta(seconds=20))
-    assert third.not_before == ()
-    # The first grant's letters leave at up to now + 0.4 s, and count for an hour from then.
-    assert timedelta(hours=1) <= third.retry_at - now <= timedelta(hours=1, seconds=1)
+    for second in range(7):
+        grant = limits.take((smooth, cap), 5, ME, lambda: now + timedelta(seconds=second))  # noqa: B023
+        assert permits(grant) == 1
+        answer(grant)
+    refused = limits.take((smooth, cap), 5, ME, lambda: now + timedelta(seconds=20))
+    assert refused.not_before == ()
+    step = cap.window / STEPS
+    assert timedelta(hours=1) - step <= refused.retry_at - now <= timedelta(hours=1) + 2 * step
+    # The smooth limit was not touched by the refusal: its next permit is free at once.
+    alone = limits.take((smooth,), 1, ME, lambda: now + timedelta(seconds=20))
+    assert alone.not_before == (now + timedelta(seconds=20),)
 
 
 def test_two_providers_that_name_a_scope_share_its_limit(now):
     cap = Limit(LimitKind.CAP, 10, timedelta(days=1), "tenant:contoso")
-    assert len(limits.take((cap,), 8, now).not_before) == 8
-    assert len(limits.take((cap,), 8, now).not_before) == 2
+    mine = Limit(LimitKind.SMOOTH, 600, timedelta(minutes=1), "provider:x")
+    granted = [permits(limits.take((cap,), 1, ME, lambda: now)) for _ in range(8)]
+    granted += [permits(limits.take((mine, cap), 1, ME, lambda: now)) for _ in range(8)]
+    assert sum(granted) == 10
 
 
 def test_the_log_of_a_cap_is_swept(now):
     cap = Limit(LimitKind.CAP, 5, timedelta(seconds=1), "x")
     for second in range(0, 100, 5):
-        limits.take((cap,), 1, now + timedelta(seconds=second))
+        answer(limits.take((cap,), 1, ME, lambda: now + timedelta(seconds=second)))  # noqa: B023
     assert QuotaWindow.objects.count() <= 2
 
 
-def test_without_limits_everything_is_granted_at_once(now):
-    assert limits.take((), 3, now) == limits.Grant((now, now, now))
+def test_a_limit_that_is_lowered_in_the_middle_of_a_day_still_counts_what_was_sent(now):
+    def day(number):
+        return (Limit(LimitKind.CAP, number, timedelta(days=1), "x"),)
+
+    grant = limits.take(day(100), 10, ME, lambda: now)
+    answer(grant)
+    assert permits(grant) == 10
+    assert permits(limits.take(day(10), 1, ME, lambda: now)) == 0
+    assert permits(limits.take(day(20), 10, ME, lambda: now)) == 2
+
+
+def test_a_permit_that_no_letter_used_is_free_again(now):
+    cap = (Limit(LimitKind.CAP, 1, timedelta(days=1), "x"),)
+    grant = limits.take(cap, 1, ME, lambda: now)
+    assert permits(limits.take(cap, 1, ME, lambda: now)) == 0
+    limits.settle(grant, [])
+    assert permits(limits.take(cap, 1, ME, lambda: now)) == 1
+
+
+def test_permits_of_a_worker_that_is_gone_count_from_the_end_of_its_lease(now):
+    cap = (Limit(LimitKind.CAP, 1, timedelta(minutes=1), "x"),)
+    leases.make_places("x", 2)
+    lease = leases.take("x", 2, "dead:1", now, timedelta(seconds=60))
+    grant = limits.take(cap, 1, lease.claim_key, lambda: now)
+    later = now + timedelta(hours=2)
+    assert limits.close_orphans(later) == 0
+    assert permits(limits.take(cap, 1, ME, lambda: later)) == 0
+    leases.give_back(lease)
+    assert limits.close_orphans(later) == 1
+    almost = later + limits.AFTERMATH + timedelta(seconds=59)
+    assert permits(limits.take(cap, 1, ME, lambda: almost)) == 0
+    # Should it not be dead after all, its answer changes nothing any more.
+    limits.settle(grant, [grant.asked])
+    assert QuotaWindow.objects.count() == 1
+    again = almost + timedelta(seconds=2)
+    assert permits(limits.take(cap, 1, ME, lambda: again)) == 1
+
+
+def test_without_limits_everything_is_granted_at_once_and_nothing_is_written(now):
+    grant = limits.take((), 3, ME, lambda: now)
+    assert (grant.not_before, grant.retry_at) == ((now, now, now), None)
+    limits.settle(grant, [monotonic()])
+    assert not RateBucket.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_many_askers_at_once_get_no_more_than_there_is():
+    cap = (Limit(LimitKind.CAP, 40, timedelta(hours=1), "x"),)
+
+    def ask(number):
+        try:
+            return sum(permits(limits.take(cap, 3, number, database_now)) for _ in range(3))
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(12) as pool:
+        granted = list(pool.map(ask, range(1, 25)))
+    assert sum(granted) == 40
+
+
+@pytest.mark.postgresql
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="on SQLite nobody waits for a row")
+@pytest.mark.django_db(transaction=True)
+def test_an_asker_who_had_to_wait_reads_the_clock_after_its_turn_came():
+    limit = (Limit(LimitKind.CAP, 10, timedelta(minutes=1), "x"),)
+    answer(limits.take(limit, 1, ME, database_now))
+
+    def ask():
+        try:
+            return limits.take(limit, 1, ME, database_now)
+        finally:
+            connections.close_all()
+
+    def somebody_waits():
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1 FROM pg_locks WHERE NOT granted")
+            return cursor.fetchone() is not None
+
+    with ThreadPoolExecutor(1) as pool:
+        with transaction.atomic():
+            list(RateBucket.objects.select_for_update())
+            waiting = pool.submit(ask)
+            while not somebody_waits():
+                pass
+            before = database_now()
+        assert waiting.result().granted_at > before
+
+
+def test_a_hosts_own_clock_does_not_matter(monkeypatch):
+    clock = shared_clock()
+    before = clock()
+    # A step of this host's clock by an hour, while the process runs.
+    monkeypatch.setattr("django.utils.timezone.now", lambda: before + timedelta(hours=1))
+    assert clock() - before < timedelta(minutes=1)
 
 
 def test_trouble_pauses_for_thirty_seconds_and_then_doubles(now):

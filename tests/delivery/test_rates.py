@@ -25,7 +25,8 @@ def test_a_wrong_rate_is_refused_with_an_example(text):
         parse_rate(text)
 
 
-def test_a_changed_limit_does_not_inherit_the_old_ones_state():
+def test_a_changed_number_keeps_the_log_of_what_was_sent():
     old = Limit(LimitKind.CAP, 50, timedelta(minutes=5), "tenant:contoso")
     new = Limit(LimitKind.CAP, 60, timedelta(minutes=5), "tenant:contoso")
-    assert old.key != new.key
+    other = Limit(LimitKind.CAP, 50, timedelta(minutes=4), "tenant:contoso")
+    assert old.key == new.key != other.key
