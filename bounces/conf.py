@@ -20,6 +20,7 @@ from django.utils.module_loading import import_string
 
 from bounces.detectors.base import Detector
 from bounces.mailboxes.base import MAILBOX_METHODS, Mailbox
+from bounces.policy import SoftBounceRule
 from delivery.conf import Problem
 
 # The order is the one in which they are sure: structures first, words last.
@@ -29,7 +30,18 @@ DEFAULT_DETECTORS = (
     "bounces.detectors.auto_reply.AutoReplyDetector",
     "bounces.detectors.plain_text.PlainTextDetector",
 )
-KNOWN_KEYS = frozenset({"MAILBOXES", "DETECTORS", "RAW_RETENTION_DAYS", "LARGEST_MAIL_BYTES"})
+KNOWN_KEYS = frozenset(
+    {
+        "MAILBOXES",
+        "DETECTORS",
+        "RAW_RETENTION_DAYS",
+        "LARGEST_MAIL_BYTES",
+        "SOFT_BOUNCES",
+        "SOFT_BOUNCE_CAMPAIGNS",
+        "SOFT_BOUNCE_DAYS",
+        "MOST_FORGED_A_DAY",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +69,10 @@ class BounceSettings:
     # What is fetched and kept of one mail. The status part comes first in a report, so a longer
     # mail is cut and still read.
     largest_mail_bytes: int = 256 * 1024
+    # When soft bounces end a subscription.
+    soft_bounces: SoftBounceRule = field(default_factory=SoftBounceRule)
+    # Mails with wrong, foreign, old or replayed tokens that stop all marking.
+    most_forged_a_day: int = 10_000
 
 
 def read_settings(raw: Any) -> tuple[BounceSettings, list[Problem]]:
@@ -74,10 +90,31 @@ def read_settings(raw: Any) -> tuple[BounceSettings, list[Problem]]:
         values["detectors"] = _detectors(raw["DETECTORS"], problems)
     if (days := _number(raw, "RAW_RETENTION_DAYS", 1, 3650, 13, problems)) is not None:
         values["raw_retention"] = timedelta(days=days)
+    values["soft_bounces"] = _soft_bounces(raw, problems)
+    if (most := _number(raw, "MOST_FORGED_A_DAY", 10, 10**9, 20, problems)) is not None:
+        values["most_forged_a_day"] = most
     octets = _number(raw, "LARGEST_MAIL_BYTES", 16 * 1024, 16 * 1024 * 1024, 14, problems)
     if octets is not None:
         values["largest_mail_bytes"] = octets
     return BounceSettings(**values), problems
+
+
+def _soft_bounces(raw: Mapping[str, Any], problems: list[Problem]) -> SoftBounceRule:
+    rule = SoftBounceRule()
+    bounces = _number(raw, "SOFT_BOUNCES", 1, 100, 17, problems)
+    campaigns = _number(raw, "SOFT_BOUNCE_CAMPAIGNS", 1, 1000, 18, problems)
+    days = _number(raw, "SOFT_BOUNCE_DAYS", 0, 3650, 19, problems)
+    rule = SoftBounceRule(
+        bounces=rule.bounces if bounces is None else bounces,
+        campaigns=rule.campaigns if campaigns is None else campaigns,
+        period=rule.period if days is None else timedelta(days=days),
+    )
+    if rule.bounces > rule.campaigns:
+        hint = "SOFT_BOUNCES of the last SOFT_BOUNCE_CAMPAIGNS campaigns: at most all of them."
+        message = f"{rule.bounces} soft bounces among {rule.campaigns} campaigns cannot be."
+        problems.append(Problem(21, message, hint))
+        return SoftBounceRule()
+    return rule
 
 
 def _number(

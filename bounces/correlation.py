@@ -9,18 +9,15 @@ the letter counts as sent: a replayed one finds it bounced already.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from functools import lru_cache
 
-from bounces.detectors.base import IncomingMail
-from bounces.report import Report
+from bounces.envelope import tokens_in
+from bounces.report import ComplaintReport, Report
 from campaigns.conf import campaign_settings
 from campaigns.tokens import Purpose, TokenSigner
-from delivery.conf import delivery_settings
 from delivery.models import Delivery
 from delivery.states import FINAL, DeliveryStatus
 
@@ -29,11 +26,6 @@ BELIEVED_FOR = timedelta(days=30)
 # A report may be quicker than the commit of the hand-over that it answers; a worker that died
 # then is cleared up within minutes.
 PATIENCE = timedelta(days=1)
-
-# The envelope recipient as local servers write it down; To is what a sender may choose freely,
-# and comes last.
-ENVELOPE_FIELDS = ("delivered-to", "x-original-to", "envelope-to", "to")
-MOST_ADDRESSES = 50
 
 
 class Finding(StrEnum):
@@ -50,6 +42,19 @@ class Finding(StrEnum):
     NOT_OPEN = "a genuine token, but its letter did not count as sent"
 
 
+# What a server that had the letter does not send, or once in a while at most. Many of them are an
+# attack, or a key of ours is known to somebody.
+SUSPICIOUS = frozenset(
+    {
+        Finding.FORGED,
+        Finding.UNKNOWN,
+        Finding.TOO_OLD,
+        Finding.NOT_SENT,
+        Finding.ALREADY_BOUNCED,
+    }
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Correlation:
     """``delivery`` is given for every genuine token whose letter is here, whatever its state; only
@@ -60,43 +65,41 @@ class Correlation:
 
 
 def correlate(
-    mail: IncomingMail, reports: Iterable[Report], received_at: datetime, now: datetime
+    tokens: Iterable[str], reports: Iterable[Report], received_at: datetime, now: datetime
 ) -> Correlation:
-    """The letter that a mail speaks of: by the return path it was sent to, else by the Message-ID
-    in the returned headers. ``received_at`` is when the mail was taken in.
+    """The letter that a mail speaks of. ``tokens`` are those of the return paths that it was sent
+    to (envelope.py), ``received_at`` is when it was taken in."""
+    named = named_letter(tokens, reports)
+    if isinstance(named, Finding):
+        return Correlation(named)
+    return judge_letter(Delivery.objects.filter(pk=named).first(), received_at, now)
+
+
+def named_letter(tokens: Iterable[str], reports: Iterable[Report]) -> int | Finding:
+    """The delivery id of the first genuine token: of the return path, else of the Message-ID in
+    the returned headers, else of the return path that a complaint names. Asks no database.
 
     A return path of ours with a wrong token ends the search: somebody is trying.
     """
     signer = TokenSigner(campaign_settings().token_keys)
     genuine = True
-    for token in return_path_tokens(mail):
+    for token in tokens:
         numbers = signer.read(Purpose.RETURN_PATH, token)
         if numbers:
-            return _judged(numbers[0], received_at, now)
+            return numbers[0]
         genuine = False
     if not genuine:
-        return Correlation(Finding.FORGED)
+        return Finding.FORGED
     for report in reports:
         numbers = signer.read(Purpose.MESSAGE_ID, message_id_token(report.message_id))
+        if numbers is None and isinstance(report, ComplaintReport):
+            found = (
+                signer.read(Purpose.RETURN_PATH, token) for token in tokens_in(report.return_path)
+            )
+            numbers = next(filter(None, found), None)
         if numbers:
-            return _judged(numbers[0], received_at, now)
-    return Correlation(Finding.UNSIGNED)
-
-
-def return_path_tokens(mail: IncomingMail) -> Iterator[str]:
-    """What stands in the place of {token}, in every address that has the shape of our return
-    path. Not yet verified."""
-    pattern = _return_path_pattern(delivery_settings().return_path)
-    if pattern is None:
-        return
-    seen = 0
-    for name in ENVELOPE_FIELDS:
-        for value in mail.headers(name):
-            for match in pattern.finditer(value):
-                yield match["token"]
-                seen += 1
-                if seen == MOST_ADDRESSES:
-                    return
+            return numbers[0]
+    return Finding.UNSIGNED
 
 
 def message_id_token(message_id: str) -> str:
@@ -107,21 +110,8 @@ def message_id_token(message_id: str) -> str:
     return left.partition(".")[0]
 
 
-@lru_cache(maxsize=4)
-def _return_path_pattern(return_path: str) -> re.Pattern[str] | None:
-    """None where there is no return path of our own: the provider sets the envelope."""
-    before, placeholder, after = return_path.partition("{token}")
-    if not placeholder:
-        return None
-    return re.compile(
-        rf"(?<![\w.+-]){re.escape(before)}(?P<token>[a-z0-9]{{1,64}}){re.escape(after)}(?![\w-])",
-        re.IGNORECASE | re.ASCII,
-    )
-
-
-def _judged(delivery_id: int, received_at: datetime, now: datetime) -> Correlation:
-    """Whether the letter of a genuine token is one that can come back."""
-    delivery = Delivery.objects.filter(pk=delivery_id).first()
+def judge_letter(delivery: Delivery | None, received_at: datetime, now: datetime) -> Correlation:
+    """Whether the letter of a genuine token is one that can come back; None: it is not here."""
     if delivery is None:
         return Correlation(Finding.UNKNOWN)
     left_at = delivery.handed_over_at

@@ -1,9 +1,16 @@
-"""One mail in: stored as it is, then examined, and what follows from it in one transaction."""
+"""Mails in: stored as they are, then examined, and what follows from them in one transaction.
+
+Many at a time, because a round trip to the database costs more than reading a mail: a batch is
+stored in one transaction and recorded in another. Where a batch breaks, each of its mails is tried
+alone, so that one that cannot be recorded harms no other.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from django.db import InterfaceError, OperationalError, transaction
@@ -11,49 +18,105 @@ from django.db.models import F
 
 from bounces.classification import judge
 from bounces.conf import bounce_settings
-from bounces.correlation import Correlation, Finding, correlate
-from bounces.detectors.base import IncomingMail
-from bounces.models import OPEN_VERDICTS, Bounce, Kind, ReceivedMail, Verdict
+from bounces.correlation import SUSPICIOUS, Correlation, Finding, judge_letter, named_letter
+from bounces.models import (
+    OPEN_VERDICTS,
+    Alert,
+    AlertKind,
+    Bounce,
+    BounceClassChoices,
+    Breaker,
+    Kind,
+    ReceivedMail,
+    Verdict,
+)
 from bounces.policy import class_of, reason_to_suppress
-from bounces.reading import Answer, incoming, read_mail
+from bounces.reading import Reading
+from bounces.reading_process import ReadingProcess, UnreadableError
 from bounces.report import BounceReport, Report, names, printable
+from bounces.soft_bounces import COUNTED_CLASSES, bouncing_too_often
 from campaigns.addresses import address_key
 from campaigns.models import Suppression
+from campaigns.states import SubscriptionStatus, SuppressionReason
+from campaigns.unsubscribe import Link, subscribed
 from delivery.models import Delivery
-from delivery.queue import mark_bounced
+from delivery.queue import mark_all_bounced
 
 logger = logging.getLogger(__name__)
 
 # A mail whose examiner died so often (killed, out of memory) is left to a person.
 MOST_EXAMINATIONS = 3
+HELD_BACK = "the breaker for forged tokens is open: nothing is marked until a person closes it"
+UNSIGNED = Correlation(Finding.UNSIGNED)
+BY_COMPLAINT = "complaint"
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A mail as it came out of a mailbox."""
+
+    uid: str
+    raw: bytes
 
 
 def take_in(
-    mailbox: str, uid_validity: str, uid: str, raw: bytes, now: datetime
-) -> tuple[ReceivedMail, Verdict]:
-    """Stores a mail and examines it. One that was taken in before is not stored again, and is
-    examined only if that was never finished."""
-    mail, is_new = store(mailbox, uid_validity, uid, raw, now)
-    return mail, examine(mail, now) if is_new else examine_again(mail, now)
+    mailbox: str,
+    uid_validity: str,
+    fetched: Sequence[Fetched],
+    now: datetime,
+    reader: ReadingProcess,
+) -> list[Verdict]:
+    """Stores mails and examines them; their verdicts, in the same order. Those that were taken in
+    before are not stored again, and are examined only if that was never finished."""
+    before, mails = store(mailbox, uid_validity, fetched, now)
+    again = {
+        mail.uid: examine_again(mail, now, reader)
+        for mail in mails
+        if mail.uid in before and mail.verdict in OPEN_VERDICTS
+    }
+    raws = {one.uid: one.raw for one in fetched}
+    new = [mail for mail in mails if mail.uid not in before]
+    for mail in new:
+        mail.raw = _cut(raws[mail.uid])
+    verdicts = {mail.uid: Verdict(mail.verdict) for mail in mails} | again
+    verdicts |= {
+        mail.uid: verdict for mail, verdict in zip(new, examine(new, now, reader), strict=True)
+    }
+    return [verdicts[one.uid] for one in fetched]
 
 
 def store(
-    mailbox: str, uid_validity: str, uid: str, raw: bytes, now: datetime
-) -> tuple[ReceivedMail, bool]:
-    """Writes the mail down before anything is made of it; False when it was there already.
+    mailbox: str, uid_validity: str, fetched: Sequence[Fetched], now: datetime
+) -> tuple[set[str], list[ReceivedMail]]:
+    """Writes mails down before anything is made of them: the uids of those that were there
+    already, and the rows of all, without ``raw``.
 
     ``raw`` beyond LARGEST_MAIL_BYTES is cut off.
     """
     largest = bounce_settings().largest_mail_bytes
-    return ReceivedMail.objects.get_or_create(
-        mailbox=mailbox,
-        uid_validity=uid_validity,
-        uid=uid,
-        defaults={"received_at": now, "raw": raw[:largest], "truncated": len(raw) > largest},
+    of_mailbox = ReceivedMail.objects.filter(mailbox=mailbox, uid_validity=uid_validity)
+    rows = of_mailbox.filter(uid__in=[one.uid for one in fetched])
+    before = set(rows.values_list("uid", flat=True))
+    ReceivedMail.objects.bulk_create(
+        [
+            ReceivedMail(
+                mailbox=mailbox,
+                uid_validity=uid_validity,
+                uid=one.uid,
+                received_at=now,
+                raw=_cut(one.raw),
+                truncated=len(one.raw) > largest,
+            )
+            for one in fetched
+            if one.uid not in before
+        ],
+        # Another poller may be at it.
+        ignore_conflicts=True,
     )
+    return before, list(rows.defer("raw"))
 
 
-def examine_again(mail: ReceivedMail, now: datetime) -> Verdict:
+def examine_again(mail: ReceivedMail, now: datetime, reader: ReadingProcess) -> Verdict:
     """Examines a mail whose verdict is still open: its examiner died, or its letter was not yet
     settled. A mail that keeps killing its examiner is given up."""
     if mail.verdict not in OPEN_VERDICTS:
@@ -62,27 +125,52 @@ def examine_again(mail: ReceivedMail, now: datetime) -> Verdict:
         if mail.examinations >= MOST_EXAMINATIONS:
             return _give_up(mail, now, "its examination broke off too often")
         ReceivedMail.objects.filter(pk=mail.pk).update(examinations=F("examinations") + 1)
-    return examine(mail, now)
+    return examine([mail], now, reader)[0]
 
 
-def examine(mail: ReceivedMail, now: datetime) -> Verdict:
-    """Reads a stored mail and does what follows from it; the verdict.
+def examine(mails: Sequence[ReceivedMail], now: datetime, reader: ReadingProcess) -> list[Verdict]:
+    """Reads stored mails and does what follows from them; their verdicts, in the same order.
 
-    Whatever is in the mail, it does not raise: a mail that cannot be examined is kept as FAILED.
-    A database that is out of order is not the mail's fault: that is raised, and the verdict stays
-    open.
+    Whatever is in a mail, it does not raise: one that cannot be examined is kept as FAILED. A
+    database that is out of order is not the mails' fault: that is raised, and they stay open.
     """
+    verdicts: dict[int, Verdict] = {}
+    readings: dict[int, Reading] = {}
+    # Reading comes before the transaction: on SQLite that would stop every other writer.
+    for mail in mails:
+        try:
+            readings[mail.pk] = reader.read(bytes(mail.raw or b""))
+        except UnreadableError as error:
+            logger.warning("bounces.unreadable", extra={"received_mail": mail.pk})
+            verdicts[mail.pk] = _give_up(mail, now, str(error))
+        for answer in readings[mail.pk].failed if mail.pk in readings else ():
+            logger.warning(
+                "bounces.detector_failed",
+                extra={"received_mail": mail.pk, "detector": answer.detector},
+            )
+    verdicts |= _record_or_give_up({m.pk: m for m in mails if m.pk in readings}, readings, now)
+    return [verdicts[mail.pk] for mail in mails]
+
+
+def _record_or_give_up(
+    mails: dict[int, ReceivedMail], readings: dict[int, Reading], now: datetime
+) -> dict[int, Verdict]:
+    if not readings:
+        return {}
     try:
-        # Reading comes before the transaction: on SQLite that would stop every other writer.
-        incoming_mail = incoming(bytes(mail.raw or b""))
-        answer = read_mail(incoming_mail)
         with transaction.atomic():
-            return _record(mail.pk, incoming_mail, answer, now)
+            return _record(readings, now)
     except (OperationalError, InterfaceError):
         raise
     except Exception as error:
-        logger.exception("bounces.examination_failed", extra={"received_mail": mail.pk})
-        return _give_up(mail, now, f"{type(error).__name__}: {error}")
+        if len(readings) > 1:
+            verdicts: dict[int, Verdict] = {}
+            for pk, reading in readings.items():
+                verdicts |= _record_or_give_up(mails, {pk: reading}, now)
+            return verdicts
+        (pk,) = readings
+        logger.exception("bounces.examination_failed", extra={"received_mail": pk})
+        return {pk: _give_up(mails[pk], now, f"{type(error).__name__}: {error}")}
 
 
 def forget_raw(now: datetime, most: int = 1000) -> int:
@@ -97,64 +185,260 @@ def forget_raw(now: datetime, most: int = 1000) -> int:
     return ReceivedMail.objects.filter(pk__in=list(old)).update(raw=None)
 
 
-def _record(
-    mail_id: int, incoming_mail: IncomingMail, answer: Answer | None, now: datetime
-) -> Verdict:
-    """Everything that a mail changes, in the caller's transaction."""
-    # Whoever else examines it waits here, and then finds it closed.
-    mail = ReceivedMail.objects.select_for_update().defer("raw").get(pk=mail_id)
-    if mail.verdict not in OPEN_VERDICTS:
-        return Verdict(mail.verdict)
-    mail.examined_at = now
-    mail.sender = printable(incoming_mail.header("from"), 200)
-    mail.subject = printable(incoming_mail.header("subject"), 200)
+# ------------------------------------------------------------------------------- one transaction
+
+
+@dataclass(slots=True)
+class Case:
+    """One mail with reports, on its way through a transaction."""
+
+    mail: ReceivedMail
+    reports: tuple[Report, ...]
+    # A delivery id, or why there is none.
+    named: int | Finding
+    correlation: Correlation = UNSIGNED
+    rows: list[Bounce] = field(default_factory=list)
+    # The places of the reports that decide about the reader; none where nobody is to be marked.
+    ruling: list[int] = field(default_factory=list)
+    # An earlier examination of this very mail moved the letter.
+    moved_before: bool = False
+
+    @property
+    def delivery(self) -> Delivery | None:
+        return self.correlation.delivery
+
+    @property
+    def is_bounce(self) -> bool:
+        return any(isinstance(self.reports[place], BounceReport) for place in self.ruling)
+
+    @property
+    def deciding(self) -> list[Report]:
+        return [self.reports[place] for place in self.ruling]
+
+
+def _record(readings: dict[int, Reading], now: datetime) -> dict[int, Verdict]:
+    """Everything that mails change, in the caller's transaction."""
+    # Whoever else examines them waits here, and then finds them closed.
+    locked = (
+        ReceivedMail.objects.select_for_update().filter(pk__in=readings).defer("raw").order_by("pk")
+    )
+    mails = [mail for mail in locked if mail.verdict in OPEN_VERDICTS]
+    closed = {mail.pk: Verdict(mail.verdict) for mail in locked if mail not in mails}
+    cases = [
+        case for mail in mails if (case := note_reading(mail, readings[mail.pk], now)) is not None
+    ]
+    correlate_all(cases, now)
+    tripped = Breaker.is_tripped() if cases else False
+    apply([case for case in cases if _decide(case, tripped)], now)
+    ReceivedMail.objects.bulk_update(mails, EXAMINED_FIELDS)
+    for mail in mails:
+        logger.info("bounces.examined", extra={"received_mail": mail.pk, "verdict": mail.verdict})
+    return closed | {mail.pk: Verdict(mail.verdict) for mail in mails}
+
+
+EXAMINED_FIELDS = [
+    "examined_at", "sender", "subject", "detector", "detector_version", "verdict", "remark"
+]  # fmt: skip
+
+
+def note_reading(mail: ReceivedMail, reading: Reading, now: datetime) -> Case | None:
+    """Writes into the row, unsaved, what was read; a case where somebody is reported."""
+    answer = reading.answer
+    mail.examined_at, mail.remark = now, ""
+    mail.sender, mail.subject = reading.sender, reading.subject
     mail.detector = answer.detector[:200] if answer else ""
+    mail.detector_version = answer.version if answer else ""
     if answer is None or answer.reports is None:
         mail.verdict = Verdict.UNRECOGNISED
-    elif not answer.reports:
+        if reading.failed:
+            mail.remark = printable(f"{reading.failed[0].detector}: {reading.failed[0].error}", 500)
+        return None
+    if not answer.reports:
         mail.verdict = Verdict.NOTHING
-    else:
-        correlation = correlate(incoming_mail, answer.reports, mail.received_at, now)
-        mail.remark = "" if correlation.finding is Finding.MATCHED else str(correlation.finding)
-        if correlation.finding is Finding.TOO_EARLY:
-            mail.verdict = Verdict.WAITING
+        return None
+    return Case(mail, answer.reports, named_letter(reading.tokens, answer.reports))
+
+
+def correlate_all(cases: Sequence[Case], now: datetime) -> None:
+    """Looks up the letters of all cases in one query, and judges each."""
+    ids = {case.named for case in cases if not isinstance(case.named, Finding)}
+    letters = Delivery.objects.in_bulk(ids) if ids else {}
+    for case in cases:
+        if isinstance(case.named, Finding):
+            case.correlation = Correlation(case.named)
         else:
-            mail.verdict = Verdict.BOUNCE
-            _apply(mail, answer.reports, correlation, now)
-    mail.save(update_fields=["examined_at", "sender", "subject", "detector", "verdict", "remark"])
-    logger.info("bounces.examined", extra={"received_mail": mail.pk, "verdict": mail.verdict})
-    return Verdict(mail.verdict)
+            letter = letters.get(case.named)
+            case.correlation = judge_letter(letter, case.mail.received_at, now)
 
 
-def _apply(
-    mail: ReceivedMail, reports: Sequence[Report], correlation: Correlation, now: datetime
-) -> None:
-    """A row for each report; the letter moves and its reader is suppressed where a token of ours
+def _decide(case: Case, tripped: bool) -> bool:
+    """Sets the verdict; False where nothing of the mail is written down yet, or at all."""
+    finding = case.correlation.finding
+    case.mail.remark = "" if finding is Finding.MATCHED else str(finding)
+    if finding is Finding.TOO_EARLY:
+        case.mail.verdict = Verdict.WAITING
+        return False
+    if finding is Finding.MATCHED and tripped:
+        case.mail.verdict, case.mail.remark = Verdict.HELD, HELD_BACK
+        return False
+    case.reports = believed(case)
+    if not case.reports:
+        case.mail.verdict = Verdict.UNRECOGNISED
+        case.mail.remark = "only its text names somebody, and no letter of ours is a second witness"
+        return False
+    case.mail.verdict = Verdict.BOUNCE
+    return True
+
+
+def believed(case: Case) -> tuple[Report, ...]:
+    """The reports without those that only a text makes of somebody who is not the token's
+    reader: then our own sent log is no second witness."""
+    reader = case.delivery.address_key if case.delivery else ""
+    return tuple(
+        report
+        for report in case.reports
+        if not isinstance(report, BounceReport)
+        or report.witnessed
+        or (reader and names(report, reader))
+    )
+
+
+def apply(cases: Sequence[Case], now: datetime) -> None:
+    """A row for each report; letters move and readers are suppressed where a token of ours
     permits it."""
-    delivery = correlation.delivery
-    rows = Bounce.objects.bulk_create([_bounce(mail, report, delivery, now) for report in reports])
-    if correlation.finding is not Finding.MATCHED or delivery is None:
+    for case in cases:
+        if case.correlation.finding is Finding.MATCHED and case.delivery:
+            case.ruling = _ruling(case.reports, case.delivery.address_key)
+    _move_letters([case for case in cases if case.is_bounce])
+    _only_first_complaints([case for case in cases if case.ruling and not case.is_bounce])
+    for case in cases:
+        case.rows = [_bounce(case, report, now) for report in case.reports]
+        for place in case.ruling:
+            case.rows[place].counted = case.is_bounce
+    Bounce.objects.bulk_create([row for case in cases for row in case.rows])
+    _suppress([case for case in cases if case.ruling])
+    for case in cases:
+        if case.ruling and not case.is_bounce:
+            _unsubscribe(case)
+    _alert(cases, now)
+
+
+def _move_letters(cases: Sequence[Case]) -> None:
+    """SENT -> BOUNCED. Of several mails about one letter the first moves it; the others, and those
+    that come too late for a race, decide nothing."""
+    waiting = {case.delivery.pk for case in cases if case.delivery and not case.moved_before}
+    moved = mark_all_bounced(sorted(waiting)) if waiting else set()
+    for case in cases:
+        if case.delivery is None or case.moved_before:
+            continue
+        if case.delivery.pk in moved:
+            moved.remove(case.delivery.pk)
+        else:
+            case.ruling = []
+            case.mail.remark = str(Finding.ALREADY_BOUNCED)
+
+
+def _only_first_complaints(cases: Sequence[Case]) -> None:
+    """A complaint decides once for each letter: a copy of it must not bring back a suppression
+    that a person has lifted."""
+    letters = {case.delivery.pk for case in cases if case.delivery and not case.moved_before}
+    if not letters:
         return
-    ruling = _ruling(reports, delivery.address_key)
-    bounced = any(isinstance(reports[place], BounceReport) for place in ruling)
-    # False: another mail about the same letter was quicker, and this one is a replay.
-    if bounced and not mark_bounced(delivery.pk):
-        return
-    first = rows[ruling[0]]
-    reason = reason_to_suppress([reports[place] for place in ruling])
-    suppressed = reason is not None and Suppression.add(
-        delivery.rcpt_to,
-        reason,
-        source=f"{first.get_kind_display()} {first.pk} ({first.status or first.action})",
+    known = set(
+        Bounce.objects.filter(
+            delivery__in=letters, kind=Kind.COMPLAINT, replaced=False
+        ).values_list("delivery_id", flat=True)
+    )
+    for case in cases:
+        if case.delivery is None or case.moved_before:
+            continue
+        if case.delivery.pk in known:
+            case.ruling = []
+        known.add(case.delivery.pk)
+
+
+def _suppress(cases: Sequence[Case]) -> None:
+    """The readers of hard bounces and complaints, and those whose soft ones are too many."""
+    soft = {
+        case.delivery.address_key
+        for case in cases
+        if case.delivery
+        and any(case.rows[place].bounce_class in COUNTED_CLASSES for place in case.ruling)
+    }
+    too_often = bouncing_too_often(soft, bounce_settings().soft_bounces)
+    wanted: list[tuple[Case, Suppression]] = []
+    for case in cases:
+        reason = reason_to_suppress(case.deciding)
+        if reason is None and case.delivery and case.delivery.address_key in too_often:
+            reason = SuppressionReason.SOFT_BOUNCES
+        if reason is not None and case.delivery:
+            wanted.append((case, _suppression(case, case.delivery, reason)))
+    new = Suppression.add_many(row for _, row in wanted) if wanted else set()
+    suppressed: list[int] = []
+    for case, row in wanted:
+        if row.address_key in new:
+            new.remove(row.address_key)
+            suppressed += [case.rows[place].pk for place in case.ruling]
+    if suppressed:
+        Bounce.objects.filter(pk__in=suppressed).update(suppressed=True)
+    for case in cases:
+        first = case.rows[case.ruling[0]]
+        logger.info(
+            "bounces.marked",
+            extra={
+                "delivery": first.delivery_id,
+                "bounce": first.pk,
+                "suppressed": first.pk in suppressed,
+            },
+        )
+
+
+def _suppression(case: Case, delivery: Delivery, reason: SuppressionReason) -> Suppression:
+    first = case.rows[case.ruling[0]]
+    return Suppression(
+        address_key=delivery.address_key,
+        reason=reason,
+        source=evidence_of(first),
         evidence=first.diagnostic or first.because,
     )
-    Bounce.objects.filter(pk__in=[rows[place].pk for place in ruling]).update(
-        counted=bounced, suppressed=suppressed
+
+
+def evidence_of(bounce: Bounce) -> str:
+    """How a suppression names the bounce that led to it."""
+    return f"{bounce.get_kind_display()} {bounce.pk} ({bounce.status or bounce.action})"
+
+
+def _unsubscribe(case: Case) -> None:
+    """Who complains wants no more of this campaign's lists; the suppression may be lifted one
+    day, and must not bring the letters back."""
+    if case.delivery is None or case.delivery.subscriber_id is None:
+        return
+    for subscription in subscribed(Link(case.delivery.campaign_id, case.delivery.subscriber_id)):
+        subscription.move(
+            SubscriptionStatus.UNSUBSCRIBED,
+            source=BY_COMPLAINT,
+            note=evidence_of(case.rows[0])[:200],
+            campaign_id=case.delivery.campaign_id,
+        )
+
+
+def _alert(cases: Sequence[Case], now: datetime) -> None:
+    """What a person has to mend: refusals that are about us, and floods of forged reports."""
+    refused = Counter(
+        (row.campaign_id, row.because)
+        for case in cases
+        for row in case.rows
+        if row.counted and row.bounce_class == BounceClassChoices.BLOCKED
     )
-    logger.info(
-        "bounces.marked",
-        extra={"delivery": delivery.pk, "bounce": first.pk, "suppressed": suppressed},
-    )
+    for (campaign_id, because), times in refused.items():
+        logger.warning("bounces.blocked", extra={"campaign": campaign_id, "times": times})
+        Alert.tell(AlertKind.BLOCKED, str(campaign_id), because, now, times)
+    suspicious = sum(case.correlation.finding in SUSPICIOUS for case in cases)
+    most = bounce_settings().most_forged_a_day
+    if suspicious and Breaker.add(suspicious, most, now):
+        logger.error("bounces.breaker_tripped", extra={"forged": most})
+        message = f"{most} mails within a day had tokens that are not to be believed: {HELD_BACK}"
+        Alert.tell(AlertKind.FORGED, "", message, now)
 
 
 def _ruling(reports: Sequence[Report], reader: str) -> list[int]:
@@ -167,16 +451,19 @@ def _ruling(reports: Sequence[Report], reader: str) -> list[int]:
     return places or list(range(len(reports)))
 
 
-def _bounce(mail: ReceivedMail, report: Report, delivery: Delivery | None, now: datetime) -> Bounce:
+def _bounce(case: Case, report: Report, now: datetime) -> Bounce:
     """The row of a report. Everything in it is hostile text, and is made fit to be stored."""
+    delivery = case.delivery
     recipient = printable(report.recipient, 320)
+    key = delivery.address_key if delivery else address_key(recipient)
     row = Bounce(
-        received_mail=mail,
+        received_mail=case.mail,
         delivery=delivery,
         campaign_id=delivery.campaign_id if delivery else None,
         recipient=recipient,
         # Of the reader where one is known: behind an alias that is not the address named.
-        address_key=delivery.address_key if delivery else address_key(recipient),
+        address_key=key,
+        domain=key.rpartition("@")[2][:255],
         at=now,
     )
     if not isinstance(report, BounceReport):
@@ -187,6 +474,10 @@ def _bounce(mail: ReceivedMail, report: Report, delivery: Delivery | None, now: 
     row.bounce_class = class_of(report)
     row.because = judge(report.status, report.diagnostic).because[:300]
     return row
+
+
+def _cut(raw: bytes) -> bytes:
+    return raw[: bounce_settings().largest_mail_bytes]
 
 
 def _give_up(mail: ReceivedMail, now: datetime, remark: str) -> Verdict:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.conf import settings
 from django.db import models
-from django.db.models import Q
+from django.db.models import F, Q
 from django.utils.translation import gettext_lazy as _
 
 from campaigns.models import Campaign
@@ -11,18 +15,20 @@ from delivery.models import Delivery
 
 
 class Verdict(models.TextChoices):
-    """What became of a received mail. The first two are still open."""
+    """What became of a received mail. The first three are still open."""
 
     NEW = "new", _("Not examined yet")
     # It speaks of a letter whose own hand-over is not written down yet: examined again.
     WAITING = "waiting", _("Waiting for its letter")
+    # It would mark somebody, and the breaker is open: examined again when a person closes it.
+    HELD = "held", _("Held back")
     BOUNCE = "bounce", _("Bounce")
     NOTHING = "nothing", _("Report without a bounce")
     UNRECOGNISED = "unrecognised", _("Not recognised")
     FAILED = "failed", _("Could not be examined")
 
 
-OPEN_VERDICTS = (Verdict.NEW, Verdict.WAITING)
+OPEN_VERDICTS = (Verdict.NEW, Verdict.WAITING, Verdict.HELD)
 
 
 class ReceivedMail(models.Model):
@@ -45,8 +51,9 @@ class ReceivedMail(models.Model):
     # begins as soon as the mail is stored.
     examinations = models.PositiveSmallIntegerField(default=1)
     examined_at = models.DateTimeField(_("examined"), null=True)
-    # Dotted path of the detector that answered.
+    # Dotted path of the detector that answered, and what it calls its version.
     detector = models.CharField(_("detector"), max_length=200, blank=True)
+    detector_version = models.CharField(_("version"), max_length=60, blank=True)
     # Why nobody was marked, or what went wrong.
     remark = models.CharField(_("remark"), max_length=500, blank=True)
     sender = models.CharField(_("from"), max_length=200, blank=True)
@@ -55,6 +62,7 @@ class ReceivedMail(models.Model):
     class Meta:
         verbose_name = _("received mail")
         verbose_name_plural = _("received mail")
+        permissions = [("examine_again", _("Can examine a mail again and apply the result"))]
         constraints = [
             models.UniqueConstraint(
                 fields=["mailbox", "uid_validity", "uid"], name="received_mail_once_per_uid"
@@ -64,7 +72,7 @@ class ReceivedMail(models.Model):
             # What the poller takes up again; nearly always empty.
             models.Index(
                 fields=["mailbox", "id"],
-                condition=Q(verdict__in=["new", "waiting"]),
+                condition=Q(verdict__in=["new", "waiting", "held"]),
                 name="received_mail_open",
             ),
             # What a person looks for: mail of which nothing was made.
@@ -121,6 +129,7 @@ class Bounce(models.Model):
     recipient = models.CharField(_("recipient"), max_length=320, blank=True)
     # Lower case: what a person searches for, and what tells how often an address bounced.
     address_key = models.CharField(max_length=320, blank=True, db_index=True)
+    domain = models.CharField(_("domain"), max_length=255, blank=True)
     action = models.CharField(_("action"), max_length=30, blank=True)
     status = models.CharField(_("status"), max_length=11, blank=True)
     bounce_class = models.CharField(
@@ -131,12 +140,25 @@ class Bounce(models.Model):
     # Whether it moved its delivery to BOUNCED, and whether it suppressed the reader.
     counted = models.BooleanField(_("counted"), default=False)
     suppressed = models.BooleanField(_("suppressed"), default=False)
+    # A later examination of the same mail read it otherwise: kept, and no longer counted.
+    replaced = models.BooleanField(_("replaced"), default=False)
+    # A person lifted the suppression that it led to.
+    undone_at = models.DateTimeField(_("undone"), null=True)
+    undone_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.SET_NULL,
+        null=True,
+        related_name="+",
+        verbose_name=_("undone by"),
+    )
     at = models.DateTimeField(_("when"))
 
     class Meta:
         verbose_name = _("bounce")
         verbose_name_plural = _("bounces")
         indexes = [
+            # What the charts count.
+            models.Index(fields=["at", "domain", "bounce_class"], name="bounce_by_time"),
             models.Index(fields=["campaign", "-id"], name="bounce_by_campaign"),
             models.Index(fields=["bounce_class", "-id"], name="bounce_by_class"),
         ]
@@ -165,3 +187,115 @@ class MailboxState(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class AlertKind(models.TextChoices):
+    BLOCKED = "blocked", _("Our mail is refused")
+    FORGED = "forged", _("Forged reports")
+    MAILBOX = "mailbox", _("A mailbox fails")
+
+
+class Alert(models.Model):
+    """Something that only a person can mend. One open alert for each kind and subject; what
+    happens again while it is open adds to its count."""
+
+    kind = models.CharField(_("kind"), max_length=8, choices=AlertKind.choices)
+    # What it is about: the key of a campaign, the name of a mailbox.
+    subject = models.CharField(_("about"), max_length=200, blank=True)
+    # Hostile text: what a far server said.
+    message = models.CharField(_("message"), max_length=500)
+    count = models.PositiveIntegerField(_("times"), default=0)
+    first_at = models.DateTimeField(_("first"))
+    last_at = models.DateTimeField(_("last"))
+    resolved_at = models.DateTimeField(_("resolved"), null=True)
+    # None: it resolved itself.
+    resolved_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.SET_NULL,
+        null=True,
+        related_name="+",
+        verbose_name=_("resolved by"),
+    )
+
+    class Meta:
+        verbose_name = _("alert")
+        verbose_name_plural = _("alerts")
+        permissions = [("resolve_alert", _("Can resolve an alert"))]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["kind", "subject"],
+                condition=Q(resolved_at__isnull=True),
+                name="alert_one_open",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.get_kind_display()}: {self.subject}" if self.subject else self.message
+
+    @classmethod
+    def unresolved(cls) -> models.QuerySet[Alert]:
+        return cls.objects.filter(resolved_at__isnull=True)
+
+    @classmethod
+    def tell(cls, kind: str, subject: str, message: str, now: datetime, times: int = 1) -> None:
+        """Opens an alert, or adds to the one that is open."""
+        alert = cls.unresolved().filter(kind=kind, subject=subject)
+        if not alert.exists():
+            new = Alert(
+                kind=kind, subject=subject, message=message[:500], first_at=now, last_at=now
+            )
+            Alert.objects.bulk_create([new], ignore_conflicts=True)
+        alert.update(count=F("count") + times, last_at=now, message=message[:500])
+
+    def resolve(self, now: datetime, by: Any = None) -> bool:
+        """False when somebody already had."""
+        return bool(Alert.unresolved().filter(pk=self.pk).update(resolved_at=now, resolved_by=by))
+
+
+class Breaker(models.Model):
+    """Counts mails with tokens that are not to be believed, and stops all marking when they come
+    in a flood: then somebody tries, and a key may be known. One row, made when first needed.
+
+    The count starts afresh a day after it began. A tripped breaker is closed by a person only.
+    """
+
+    FORGED_TOKENS = "forged tokens"
+
+    name = models.CharField(_("breaker"), max_length=60, unique=True)
+    count = models.PositiveIntegerField(_("counted"), default=0)
+    counting_since = models.DateTimeField(_("counting since"))
+    tripped_at = models.DateTimeField(_("tripped"), null=True)
+
+    class Meta:
+        verbose_name = _("breaker")
+        verbose_name_plural = _("breakers")
+        permissions = [("reset_breaker", _("Can close a tripped breaker"))]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @classmethod
+    def is_tripped(cls) -> bool:
+        return cls.objects.filter(name=cls.FORGED_TOKENS, tripped_at__isnull=False).exists()
+
+    @classmethod
+    def add(cls, times: int, most: int, now: datetime) -> bool:
+        """Counts; True when this tripped it. In the caller's transaction."""
+        cls.objects.get_or_create(name=cls.FORGED_TOKENS, defaults={"counting_since": now})
+        breaker = cls.objects.select_for_update().get(name=cls.FORGED_TOKENS)
+        if now - breaker.counting_since > timedelta(days=1):
+            breaker.count, breaker.counting_since = 0, now
+        breaker.count += times
+        trips = breaker.tripped_at is None and breaker.count >= most
+        if trips:
+            breaker.tripped_at = now
+        breaker.save()
+        return trips
+
+    def reset(self, now: datetime) -> bool:
+        """Closes it; False when it was not open."""
+        return bool(
+            Breaker.objects.filter(pk=self.pk, tripped_at__isnull=False).update(
+                tripped_at=None, count=0, counting_since=now
+            )
+        )

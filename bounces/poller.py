@@ -1,4 +1,4 @@
-"""One poll of one mailbox: every mail stored, examined, and only then done in the mailbox.
+"""One poll of one mailbox: mails are stored, examined, and only then done in the mailbox.
 
 Killed at any moment, nothing is lost and nothing counts twice: a mail that was stored is found
 again by its uid, one that was examined is only marked as done. The lease keeps two pollers from
@@ -11,6 +11,7 @@ import logging
 import secrets
 import time
 from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -18,9 +19,18 @@ from django.db import Error as DatabaseTrouble
 from django.db.models import F, Q
 
 from bounces.conf import MailboxSettings, bounce_settings
-from bounces.intake import examine_again, take_in
-from bounces.mailboxes.base import MailGoneError
-from bounces.models import OPEN_VERDICTS, MailboxState, ReceivedMail, Verdict
+from bounces.intake import Fetched, examine, examine_again, take_in
+from bounces.mailboxes.base import Mailbox, MailGoneError, Remembering
+from bounces.models import (
+    OPEN_VERDICTS,
+    Alert,
+    AlertKind,
+    Breaker,
+    MailboxState,
+    ReceivedMail,
+    Verdict,
+)
+from bounces.reading_process import ReadingProcess
 from bounces.report import printable
 
 logger = logging.getLogger(__name__)
@@ -34,7 +44,13 @@ FIRST_PAUSE = timedelta(minutes=1)
 LONGEST_PAUSE = timedelta(hours=1)
 # One mail that cannot be fetched is passed over; so many in a row are the mailbox's trouble.
 FETCHES_THAT_MAY_FAIL = 3
+# So many failed polls in a row, over some minutes, are told to a person.
+FAILURES_THAT_ALERT = 3
 MOST_OPEN_MAILS = 500
+# Taken in together: one transaction for all of them costs hardly more than for one. The octets
+# keep the memory flat whatever the mails are like.
+BATCH = 50
+BATCH_OCTETS = 4 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -77,8 +93,9 @@ def poll(
         return result
     deadline = time.monotonic() + budget.total_seconds()
     try:
-        _examine_what_is_open(result, now, deadline)
-        _empty(mailbox_settings, result, now, deadline)
+        with ReadingProcess() as reader:
+            _examine_what_is_open(result, now, deadline, reader)
+            _empty(mailbox_settings, result, now, deadline, reader)
     except DatabaseTrouble:
         raise  # not the mailbox's fault; the lease ends by itself
     # Somebody else's server, and perhaps somebody else's code: whatever it is, others go on.
@@ -89,48 +106,106 @@ def poll(
     return result
 
 
-def _examine_what_is_open(result: Poll, now: datetime, deadline: float) -> None:
-    """Mails whose letters were not settled yet, or whose examiner died after the mail was done."""
-    still_open = ReceivedMail.objects.filter(
-        mailbox=result.mailbox, verdict__in=OPEN_VERDICTS
-    ).order_by("id")
-    for mail_id in still_open.values_list("pk", flat=True)[:MOST_OPEN_MAILS]:
+def _examine_what_is_open(
+    result: Poll, now: datetime, deadline: float, reader: ReadingProcess
+) -> None:
+    """Mails whose letters were not settled yet, or that were held back, together; and one by one
+    those whose examiner died, since one of them may have killed it."""
+    mails = ReceivedMail.objects.filter(mailbox=result.mailbox, verdict__in=OPEN_VERDICTS)
+    if Breaker.is_tripped():
+        mails = mails.exclude(verdict=Verdict.HELD)
+    still_open = list(mails.order_by("id").values_list("pk", "verdict")[:MOST_OPEN_MAILS])
+    alone = [[pk] for pk, verdict in still_open if verdict == Verdict.NEW]
+    others = [pk for pk, verdict in still_open if verdict != Verdict.NEW]
+    together = [others[start : start + BATCH] for start in range(0, len(others), BATCH)]
+    for keys in alone + together:
         if time.monotonic() > deadline:
             return
-        verdict = examine_again(ReceivedMail.objects.get(pk=mail_id), now)
-        if verdict is not Verdict.WAITING:
-            result.verdicts[verdict] += 1
+        batch = list(ReceivedMail.objects.filter(pk__in=keys).order_by("pk"))
+        if batch and batch[0].verdict == Verdict.NEW:
+            verdicts = [examine_again(mail, now, reader) for mail in batch]
+        else:
+            verdicts = examine(batch, now, reader)
+        result.verdicts.update(
+            verdict for verdict in verdicts if verdict not in {Verdict.WAITING, Verdict.HELD}
+        )
 
 
-def _empty(settings: MailboxSettings, result: Poll, now: datetime, deadline: float) -> None:
-    """Each mail of the mailbox in a transaction of its own."""
-    largest = bounce_settings().largest_mail_bytes
+def _empty(
+    settings: MailboxSettings,
+    result: Poll,
+    now: datetime,
+    deadline: float,
+    reader: ReadingProcess,
+) -> None:
+    """What lies in the mailbox, batch by batch."""
     mailbox = settings.make()
-    failed_in_a_row = 0
+    batch: list[Fetched] = []
+    octets = 0
     try:
         mailbox.open()
         validity = mailbox.uid_validity()
-        for uid in mailbox.uids():
-            if time.monotonic() > deadline:
-                return
-            try:
-                # One octet more than is kept tells that there was more.
-                raw = mailbox.fetch(uid, largest + 1)
-            except MailGoneError:
-                continue
-            except Exception:
-                result.unreadable += 1
-                failed_in_a_row += 1
-                logger.exception("bounces.fetch_failed", extra={"mailbox": settings.name})
-                if failed_in_a_row == FETCHES_THAT_MAY_FAIL:
-                    raise
-                continue
-            failed_in_a_row = 0
-            _mail, verdict = take_in(settings.name, validity, uid, raw, now)
-            result.verdicts[verdict] += 1
-            mailbox.done(uid)
+        if isinstance(mailbox, Remembering):
+            mailbox.remember_in(StoredUids(settings.name, validity))
+        for one in _fetch_all(mailbox, result, deadline):
+            batch.append(one)
+            octets += len(one.raw)
+            if len(batch) >= BATCH or octets >= BATCH_OCTETS:
+                _take_batch(mailbox, validity, batch, result, now, reader)
+                batch, octets = [], 0
+        _take_batch(mailbox, validity, batch, result, now, reader)
     finally:
         mailbox.close()
+
+
+def _fetch_all(mailbox: Mailbox, result: Poll, deadline: float) -> Iterator[Fetched]:
+    """The mails that can be fetched, until the time is up."""
+    largest = bounce_settings().largest_mail_bytes
+    failed_in_a_row = 0
+    for uid in mailbox.uids():
+        if time.monotonic() > deadline:
+            return
+        try:
+            # One octet more than is kept tells that there was more.
+            raw = mailbox.fetch(uid, largest + 1)
+        except MailGoneError:
+            continue
+        except Exception:
+            result.unreadable += 1
+            failed_in_a_row += 1
+            logger.exception("bounces.fetch_failed", extra={"mailbox": result.mailbox})
+            if failed_in_a_row == FETCHES_THAT_MAY_FAIL:
+                raise
+            continue
+        failed_in_a_row = 0
+        yield Fetched(uid, raw)
+
+
+def _take_batch(
+    mailbox: Mailbox,
+    validity: str,
+    batch: Sequence[Fetched],
+    result: Poll,
+    now: datetime,
+    reader: ReadingProcess,
+) -> None:
+    if batch:
+        result.verdicts.update(take_in(result.mailbox, validity, batch, now, reader))
+        mailbox.done([one.uid for one in batch])
+
+
+class StoredUids:
+    """The memory of a mailbox without flags: a mail that was stored is done with there. If it was
+    not examined yet, the next poll takes it from the database."""
+
+    def __init__(self, mailbox: str, uid_validity: str) -> None:
+        self._stored = ReceivedMail.objects.filter(mailbox=mailbox, uid_validity=uid_validity)
+
+    def done(self, uids: Collection[str]) -> set[str]:
+        return set(self._stored.filter(uid__in=uids).values_list("uid", flat=True))
+
+    def add(self, uids: Collection[str]) -> None:
+        """They are stored already."""
 
 
 def _take_lease(name: str, now: datetime, at_once: bool) -> str | None:
@@ -152,6 +227,7 @@ def _end_lease(name: str, key: str, result: Poll, now: datetime) -> None:
             lease_key="", leased_until=None, last_succeeded_at=now, failures=0, last_error="",
             due_at=None,
         )  # fmt: skip
+        Alert.unresolved().filter(kind=AlertKind.MAILBOX, subject=name).update(resolved_at=now)
         return
     failures = ours.values_list("failures", flat=True).first() or 0
     ours.update(
@@ -161,6 +237,8 @@ def _end_lease(name: str, key: str, result: Poll, now: datetime) -> None:
         last_error=printable(result.error, 500),
         due_at=now + pause_after(failures + 1),
     )
+    if failures + 1 >= FAILURES_THAT_ALERT:
+        Alert.tell(AlertKind.MAILBOX, name, printable(result.error, 500), now)
 
 
 def pause_after(failures: int) -> timedelta:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bounces.conf import bounce_settings, detectors
 from bounces.detectors.base import Detector, Explaining, IncomingMail
+from bounces.envelope import return_path_tokens
 from bounces.policy import class_of
-from bounces.report import BounceReport, ComplaintReport, Report
+from bounces.report import BounceReport, ComplaintReport, Report, printable
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,20 @@ class Answer:
     detector: str
     reports: tuple[Report, ...] | None
     error: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """All that intake wants to know of one mail. ``tokens`` are what stands in the return path's
+    place for one, not yet verified; ``answer`` is None when no detector knows the mail; ``failed``
+    are the answers of detectors that raised."""
+
+    sender: str
+    subject: str
+    tokens: tuple[str, ...]
+    answer: Answer | None
+    failed: tuple[Answer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +77,32 @@ def read_bounce(raw: bytes) -> list[BounceReport]:
 
 def read_mail(mail: IncomingMail) -> Answer | None:
     """The answer of the first detector that knows the mail; None when none does."""
+    return next((answer for answer in _answers(mail) if answer.reports is not None), None)
+
+
+def read_whole(raw: bytes) -> Reading:
+    """A raw mail through all stages that need no database."""
+    mail = incoming(raw)
+    answer, failed = None, []
+    for given in _answers(mail):
+        if given.error:
+            failed.append(given)
+        if given.reports is not None:
+            answer = given
+            break
+    return Reading(
+        sender=printable(mail.header("from"), 200),
+        subject=printable(mail.header("subject"), 200),
+        tokens=tuple(return_path_tokens(mail)),
+        answer=answer,
+        failed=tuple(failed),
+    )
+
+
+def _answers(mail: IncomingMail) -> Iterator[Answer]:
+    """What each detector says, in their order; asked one by one."""
     for path, detector in detectors():
-        answer = ask(path, detector, mail)
-        if answer.reports is not None:
-            return answer
-    return None
+        yield ask(path, detector, mail)
 
 
 def ask(path: str, detector: Detector, mail: IncomingMail) -> Answer:
@@ -75,9 +111,10 @@ def ask(path: str, detector: Detector, mail: IncomingMail) -> Answer:
         reports: Sequence[Report] | None = detector.detect(mail)
         if reports is None:
             return Answer(path, None)
+        version = printable(str(getattr(detector, "version", "")), 60)
         if not all(isinstance(report, BounceReport | ComplaintReport) for report in reports):
             raise TypeError("detect() gave something that is no report")
-        return Answer(path, tuple(reports))
+        return Answer(path, tuple(reports), version=version)
     # Somebody else's code on a hostile mail; RecursionError is an Exception too.
     except Exception as error:
         logger.exception("bounces.detector_failed", extra={"detector": path})
@@ -93,6 +130,12 @@ def explain(raw: bytes) -> Explanation:
         if answers[-1].reports is not None:
             return Explanation(tuple(answers), _because(detector, mail))
     return Explanation(tuple(answers), "")
+
+
+def ask_everybody(raw: bytes) -> list[tuple[Answer, str]]:
+    """What each detector would say of a mail if the others were not there, and its reasons."""
+    mail = incoming(raw)
+    return [(ask(path, detector, mail), _because(detector, mail)) for path, detector in detectors()]
 
 
 def incoming(raw: bytes) -> IncomingMail:

@@ -5,13 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from django.db import connections
+from django.db.models import QuerySet
 from django.db.models.signals import post_migrate
 from django.dispatch import receiver
 from django.utils.translation import gettext as _
 
 from bounces.models import Bounce, Kind
+from delivery.audit import bounced_asked
+from delivery.guard_rails import complaints_asked
 from delivery.models import Delivery
 from delivery.story import StoryLine, story_asked
+
+SCHEDULES = (
+    ("Poll the bounce mailboxes", "bounces.tasks.poll_mailboxes", 1),
+    ("Forget old bounce mails", "bounces.tasks.keep_house", 60),
+)
 
 
 @receiver(story_asked)
@@ -19,6 +27,21 @@ def tell_what_came_back(sender: Any, delivery: Delivery, **kwargs: Any) -> list[
     """A line for each bounce of a letter. ``quote``: the far server's words, hostile text; the
     recipient in ``detail`` comes from outside as well."""
     return [_line(bounce) for bounce in delivery.bounces.order_by("id")]
+
+
+@receiver(complaints_asked)
+def count_complaints(sender: Any, campaign_id: int, **kwargs: Any) -> int:
+    """How many letters of a campaign their readers complained about."""
+    complaints = Bounce.objects.filter(campaign_id=campaign_id, kind=Kind.COMPLAINT)
+    return complaints.filter(delivery__isnull=False).values("delivery").distinct().count()
+
+
+@receiver(bounced_asked)
+def letters_that_came_back(sender: Any, campaign_id: int, **kwargs: Any) -> QuerySet[Any, Any]:
+    """The letters of a campaign that a bounce moved."""
+    return Bounce.objects.filter(
+        campaign_id=campaign_id, counted=True, delivery__isnull=False
+    ).values("delivery")
 
 
 def _line(bounce: Bounce) -> StoryLine:
@@ -29,7 +52,9 @@ def _line(bounce: Bounce) -> StoryLine:
     else:
         title = _("Another report, which changed nothing")
     detail = f"{bounce.recipient}: {bounce.action} {bounce.status}".strip()
-    if bounce.suppressed:
+    if bounce.suppressed and bounce.undone_at:
+        detail += "\n" + _("The address was suppressed, and a person has undone that.")
+    elif bounce.suppressed:
         detail += "\n" + _("The address was suppressed.")
     tone = "bad" if bounce.suppressed else "warning"
     return StoryLine(bounce.at, title, detail, tone, quote=bounce.diagnostic)
@@ -37,7 +62,7 @@ def _line(bounce: Bounce) -> StoryLine:
 
 @receiver(post_migrate)
 def make_schedule(sender: Any, using: str, **kwargs: Any) -> None:
-    """The poll's place in django-q2's schedule; made once, whatever was changed since."""
+    """Our places in django-q2's schedule; made once, whatever was changed since."""
     if sender.name != "bounces":
         return
     from django_q.models import Schedule
@@ -45,12 +70,13 @@ def make_schedule(sender: Any, using: str, **kwargs: Any) -> None:
     # `migrate bounces` alone may come before django-q2's tables.
     if Schedule._meta.db_table not in connections[using].introspection.table_names():
         return
-    Schedule.objects.using(using).get_or_create(
-        name="Poll the bounce mailboxes",
-        defaults={
-            "func": "bounces.tasks.poll_mailboxes",
-            "schedule_type": Schedule.MINUTES,
-            "minutes": 1,
-            "repeats": -1,
-        },
-    )
+    for name, func, minutes in SCHEDULES:
+        Schedule.objects.using(using).get_or_create(
+            name=name,
+            defaults={
+                "func": func,
+                "schedule_type": Schedule.MINUTES,
+                "minutes": minutes,
+                "repeats": -1,
+            },
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from django.utils import timezone
+from django_q.tasks import async_task
 
 from bounces.conf import bounce_settings
 from bounces.intake import forget_raw
@@ -10,8 +11,21 @@ from bounces.poller import poll
 
 
 def poll_mailboxes() -> str:
-    """Polls every mailbox that is due, and drops raw mail beyond its retention. Each minute; one
-    mailbox that fails does not keep the next from being polled."""
-    polls = [poll(name, timezone.now()) for name in bounce_settings().mailboxes]
-    forget_raw(timezone.now())
-    return "; ".join(map(str, polls)) or "no mailbox in the settings"
+    """Queues a poll of each mailbox of the settings; each minute. A task for each, so that one
+    whose server is slow keeps no other waiting."""
+    names = list(bounce_settings().mailboxes)
+    for name in names:
+        async_task("bounces.tasks.poll_mailbox", name, group=f"mailbox {name}")
+    return ", ".join(names) or "no mailbox in the settings"
+
+
+def poll_mailbox(name: str) -> str:
+    """One poll. A task that comes twice, or while another one is at it, does nothing."""
+    if name not in bounce_settings().mailboxes:
+        return f"no mailbox is called {name!r} any more"
+    return str(poll(name, timezone.now()))
+
+
+def keep_house() -> str:
+    """Forgets raw mail beyond its retention; each hour."""
+    return f"{forget_raw(timezone.now())} mails forgotten"

@@ -626,6 +626,23 @@ def mark_bounced(delivery_id: int) -> bool:
     return False
 
 
+def mark_all_bounced(delivery_ids: Sequence[int]) -> set[int]:
+    """As ``mark_bounced``, for many letters in a few statements; those that moved."""
+    rows = list(
+        Delivery.objects.select_for_update()
+        .filter(pk__in=delivery_ids, status__in=[_S.SENT, _S.UNCONFIRMED])
+        .order_by("pk")
+        .values_list("pk", "campaign_id", "is_test", "status")
+    )
+    if rows:
+        Delivery.objects.filter(pk__in=[row[0] for row in rows]).update(status=_S.BOUNCED)
+        tally = Tally(COMMON_SHARD)
+        for _pk, campaign_id, is_test, source in rows:
+            tally.add(campaign_id, is_test, source, _S.BOUNCED, 1)
+        tally.write()
+    return {row[0] for row in rows}
+
+
 def counted(campaign_id: int) -> dict[str, int]:
     """How many letters of a campaign are in each state, by looking at each: for the proof of the
     ledger, not for pages."""

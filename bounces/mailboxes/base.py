@@ -2,13 +2,14 @@
 
 A mailbox is any class with the methods below; its constructor takes the OPTIONS as keywords and
 opens nothing. What goes wrong with the mailbox as a whole is raised as it comes: the poller backs
-off and tells a person. A mailbox never deletes mail.
+off and tells a person. A mailbox deletes nothing that is not done, and even then only where an
+option asks for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Collection, Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 
 class MailGoneError(LookupError):
@@ -34,12 +35,30 @@ class Mailbox(Protocol):
 
         MailGoneError where it is no longer there."""
 
-    def done(self, uid: str) -> None:
-        """The result is committed: ``uids`` gives it no more, the mail itself stays. Calling it
-        again, or for a mail that is gone, does no harm."""
+    def done(self, uids: Sequence[str]) -> None:
+        """The results are committed: ``uids`` gives these mails no more. Calling it again, or for
+        a mail that is gone, does no harm."""
 
     def close(self) -> None:
         """Disconnects. Never raises after a failed ``open``."""
+
+
+class UidStore(Protocol):
+    """Remembers which mails are done, for a far side that cannot."""
+
+    def done(self, uids: Collection[str]) -> set[str]:
+        """Those of the uids that are done."""
+
+    def add(self, uids: Collection[str]) -> None:
+        """They are done now."""
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """What a mailbox has besides when its far side keeps no flags (POP3). The poller calls it
+    once, after ``open``."""
+
+    def remember_in(self, store: UidStore) -> None: ...
 
 
 MAILBOX_METHODS = ("open", "uid_validity", "uids", "fetch", "done", "close")

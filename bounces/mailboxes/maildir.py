@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bounces.mailboxes.base import MailGoneError
@@ -60,17 +60,21 @@ class MaildirMailbox:
                 raise OSError(f"{uid} is no regular file")
             return file.read(largest)
 
-    def done(self, uid: str) -> None:
+    def done(self, uids: Sequence[str]) -> None:
         """``new/x`` or ``cur/x:2,F`` becomes ``cur/x:2,FS``."""
+        for uid in uids:
+            self._flag(uid)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _flag(self, uid: str) -> None:
         try:
             found = self._find(uid)
             flags = "".join(sorted({*_flags(found.name), SEEN}))
             found.rename(self._path / "cur" / f"{uid}:2,{flags}")
         except (MailGoneError, FileNotFoundError):
             return  # another program was quicker; the mail is no longer ours to flag
-
-    def close(self) -> None:
-        """Nothing is held open."""
 
     def _find(self, uid: str) -> Path:
         """Where the mail is now; another program may have moved it or set flags meanwhile."""

@@ -6,8 +6,9 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from bounces.correlation import Finding, correlate, return_path_tokens
+from bounces.correlation import Finding, correlate
 from bounces.detectors.base import IncomingMail
+from bounces.envelope import return_path_tokens
 from bounces.reading import read_bounce
 from campaigns.tokens import Purpose
 from delivery.models import Delivery
@@ -18,7 +19,8 @@ pytestmark = pytest.mark.django_db
 
 
 def find(raw: bytes, now: datetime, received_at: datetime | None = None):
-    return correlate(IncomingMail(raw), read_bounce(raw), received_at or now, now)
+    tokens = return_path_tokens(IncomingMail(raw))
+    return correlate(tokens, read_bounce(raw), received_at or now, now)
 
 
 @pytest.mark.parametrize("field", ["Delivered-To", "X-Original-To", "Envelope-To", "To"])

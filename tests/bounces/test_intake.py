@@ -12,8 +12,9 @@ from django.db import OperationalError, connection
 
 from bounces import intake
 from bounces.detectors.base import IncomingMail
-from bounces.intake import examine_again, forget_raw, store, take_in
+from bounces.intake import Fetched, examine_again, forget_raw, store, take_in
 from bounces.models import Bounce, Kind, ReceivedMail, Verdict
+from bounces.reading_process import ReadingProcess
 from bounces.report import BounceReport, ComplaintReport
 from campaigns.models import CampaignTotals, Suppression
 from campaigns.states import SuppressionReason
@@ -28,7 +29,13 @@ pytestmark = pytest.mark.django_db
 
 
 def take(raw: bytes, now: datetime, uid: str = "1") -> Verdict:
-    return take_in("default", "v", uid, raw, now)[1]
+    with ReadingProcess() as reader:
+        return take_in("default", "v", [Fetched(uid, raw)], now, reader)[0]
+
+
+def again(now: datetime) -> Verdict:
+    with ReadingProcess() as reader:
+        return examine_again(ReceivedMail.objects.get(), now, reader)
 
 
 def totals(letter: Delivery) -> dict[str, int]:
@@ -184,7 +191,7 @@ def test_the_same_report_in_two_mails_counts_once(deliver: Deliver, now) -> None
 
 def test_the_mail_that_comes_second_in_a_race_suppresses_nobody(monkeypatch, deliver, now) -> None:
     letter = deliver()
-    monkeypatch.setattr(intake, "mark_bounced", lambda delivery_id: False)
+    monkeypatch.setattr(intake, "mark_all_bounced", lambda delivery_ids: set())
     assert take(report(delivered_to=return_path(letter)), now) is Verdict.BOUNCE
     assert suppressed() == set()
     assert not Bounce.objects.get().counted
@@ -219,10 +226,10 @@ def test_a_report_quicker_than_the_worker_waits_for_its_letter(deliver: Deliver,
     assert take(report(delivered_to=return_path(letter)), now) is Verdict.WAITING
     assert not Bounce.objects.exists()
     mail = ReceivedMail.objects.get()
-    assert examine_again(mail, now) is Verdict.WAITING
+    assert again(now) is Verdict.WAITING
     Delivery.objects.filter(pk=letter.pk).update(status=DeliveryStatus.SENT)
     mail.refresh_from_db()
-    assert examine_again(mail, now) is Verdict.BOUNCE
+    assert again(now) is Verdict.BOUNCE
     letter.refresh_from_db()
     assert letter.status == DeliveryStatus.BOUNCED
 
@@ -238,7 +245,7 @@ def test_a_mail_that_nobody_knows_is_kept_for_a_person(db, now) -> None:
     assert take(raw_sample("a-letter-of-a-reader"), now) is Verdict.UNRECOGNISED
     mail = ReceivedMail.objects.get()
     assert bytes(mail.raw) == raw_sample("a-letter-of-a-reader")
-    assert mail.subject == "Re: What happened this week"
+    assert mail.subject == "Thank you"
 
 
 def test_a_mail_that_is_too_long_is_cut_and_still_read(settings, deliver: Deliver, now) -> None:
@@ -330,7 +337,7 @@ def test_a_mail_that_cannot_be_examined_is_kept_and_nothing_of_it_is_done(
         raise ValueError("in the middle")
 
     letter = deliver()
-    monkeypatch.setattr(intake.Suppression, "add", break_off)
+    monkeypatch.setattr(intake.Suppression, "add_many", break_off)
     assert take(report(delivered_to=return_path(letter)), now) is Verdict.FAILED
     letter.refresh_from_db()
     assert letter.status == DeliveryStatus.SENT
@@ -345,7 +352,7 @@ def test_a_database_out_of_order_is_not_the_mails_fault(monkeypatch, deliver, no
         raise OperationalError("the connection is lost")
 
     letter = deliver()
-    monkeypatch.setattr(intake, "correlate", lost)
+    monkeypatch.setattr(intake, "correlate_all", lost)
     with pytest.raises(OperationalError):
         take(report(delivered_to=return_path(letter)), now)
     monkeypatch.undo()
@@ -354,17 +361,20 @@ def test_a_database_out_of_order_is_not_the_mails_fault(monkeypatch, deliver, no
 
 def test_a_mail_that_keeps_killing_its_examiner_is_given_up(deliver: Deliver, now, monkeypatch):
     letter = deliver()
-    mail, _is_new = store("default", "v", "1", report(delivered_to=return_path(letter)), now)
+    fetched = [Fetched("1", report(delivered_to=return_path(letter)))]
+    before, (mail,) = store("default", "v", fetched, now)
+    assert before == set()
 
     def killed(*args: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(intake, "examine", killed)
-    for _ in range(intake.MOST_EXAMINATIONS - 1):
-        with pytest.raises(KeyboardInterrupt):
-            examine_again(mail, now)
-        mail.refresh_from_db()
-    assert examine_again(mail, now) is Verdict.FAILED
+    with ReadingProcess() as reader:
+        for _ in range(intake.MOST_EXAMINATIONS - 1):
+            with pytest.raises(KeyboardInterrupt):
+                examine_again(mail, now, reader)
+            mail.refresh_from_db()
+        assert examine_again(mail, now, reader) is Verdict.FAILED
 
 
 def test_raw_mail_is_forgotten_after_its_retention(settings, deliver: Deliver, now) -> None:

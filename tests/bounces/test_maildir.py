@@ -54,7 +54,7 @@ def test_what_another_program_has_looked_at_is_not_lost(maildir: Path) -> None:
     put(maildir, b"x", "1.a.mx:2,F", folder="cur")
     mailbox = MaildirMailbox(maildir)
     assert list(mailbox.uids()) == ["1.a.mx"]
-    mailbox.done("1.a.mx")
+    mailbox.done(["1.a.mx"])
     assert [path.name for path in (maildir / "cur").iterdir()] == ["1.a.mx:2,FS"]
 
 

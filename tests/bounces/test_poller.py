@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from io import StringIO
 from pathlib import Path
 
 import pytest
 from django.core.management import CommandError, call_command
+from django_q.models import OrmQ
 
 from bounces import poller
 from bounces.conf import bounce_settings
 from bounces.mailboxes.base import MailGoneError
-from bounces.models import Bounce, MailboxState, ReceivedMail, Verdict
+from bounces.models import Alert, Bounce, MailboxState, ReceivedMail, Verdict
 from bounces.poller import pause_after, poll
-from bounces.tasks import poll_mailboxes
+from bounces.tasks import poll_mailbox, poll_mailboxes
 from campaigns.models import Suppression
 from delivery.models import Delivery
 from delivery.states import DeliveryStatus
@@ -61,14 +62,15 @@ def test_a_mail_that_cannot_be_examined_does_not_stop_the_next(maildir, deliver,
     first, second = deliver("a@example.net"), deliver("b@example.net")
     put(maildir, report(delivered_to=return_path(first)))
     put(maildir, report(delivered_to=return_path(second)))
-    real = Suppression.add.__func__
+    real = Suppression.add_many.__func__
 
-    def fails_for_the_first(cls, address: str, *args: object, **kwargs: object) -> bool:
-        if address == "a@example.net":
+    def fails_for_the_first(cls, rows: Iterable[Suppression]) -> set[str]:
+        rows = list(rows)
+        if any(row.address_key == "a@example.net" for row in rows):
             raise ValueError
-        return real(cls, address, *args, **kwargs)
+        return real(cls, rows)
 
-    monkeypatch.setattr(Suppression, "add", classmethod(fails_for_the_first))
+    monkeypatch.setattr(Suppression, "add_many", classmethod(fails_for_the_first))
     assert poll("default", now).verdicts == {"failed": 1, "bounce": 1}
     second.refresh_from_db()
     assert second.status == DeliveryStatus.BOUNCED
@@ -85,7 +87,7 @@ def test_after_hostile_mail_the_next_is_processed(maildir, deliver: Deliver, now
     assert letter.status == DeliveryStatus.BOUNCED
 
 
-@pytest.mark.parametrize("moment", ["store", "examine", "_record", "mark_bounced", "done"])
+@pytest.mark.parametrize("moment", ["store", "examine", "_record", "mark_all_bounced", "done"])
 def test_a_poller_killed_at_any_moment_neither_loses_nor_counts_twice(
     moment: str, maildir, deliver: Deliver, now, monkeypatch
 ) -> None:
@@ -176,7 +178,7 @@ class BrokenMailbox:
     def fetch(self, uid: str, largest: int) -> bytes:
         raise MailGoneError(uid)
 
-    def done(self, uid: str) -> None: ...
+    def done(self, uids: Sequence[str]) -> None: ...
 
     def close(self) -> None: ...
 
@@ -237,11 +239,32 @@ def test_the_pause_grows_to_an_hour() -> None:
     assert pause_after(7) == pause_after(5000) == timedelta(hours=1)
 
 
-def test_a_mailbox_that_fails_does_not_keep_the_next_from_being_polled(settings, db) -> None:
+def test_each_mailbox_is_polled_by_a_task_of_its_own(settings, db) -> None:
     use(settings, broken=BrokenMailbox, some=SomeUnreadable)
-    line = poll_mailboxes()
-    assert "stopped by ConnectionRefusedError" in line
-    assert "some: 2 mails (2 bounce), 2 could not be fetched" in line
+    assert poll_mailboxes() == "broken, some"
+    queued = [task.task for task in OrmQ.objects.order_by("id")]
+    assert [(task["func"], task["args"]) for task in queued] == [
+        ("bounces.tasks.poll_mailbox", ("broken",)),
+        ("bounces.tasks.poll_mailbox", ("some",)),
+    ]
+    assert "stopped by ConnectionRefusedError" in poll_mailbox("broken")
+    assert "some: 2 mails (2 bounce), 2 could not be fetched" in poll_mailbox("some")
+    assert "no mailbox is called 'gone'" in poll_mailbox("gone")
+
+
+def test_a_mailbox_that_keeps_failing_is_told_to_a_person_until_it_answers(settings, db, now):
+    use(settings, default=BrokenMailbox)
+    for minute in range(poller.FAILURES_THAT_ALERT - 1):
+        poll("default", now + timedelta(minutes=minute), at_once=True)
+    assert not Alert.objects.exists()
+    poll("default", now, at_once=True)
+    poll("default", now, at_once=True)
+    alert = Alert.unresolved().get()
+    assert (alert.kind, alert.subject, alert.count) == ("mailbox", "default", 2)
+    assert "connection refused" in alert.message
+    use(settings, default=SomeUnreadable)
+    poll("default", now, at_once=True)
+    assert not Alert.unresolved().exists()
 
 
 def test_one_mail_that_cannot_be_fetched_is_passed_over(settings, db, now) -> None:

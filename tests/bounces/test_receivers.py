@@ -7,16 +7,16 @@ from django.apps import apps
 from django.db.models.signals import post_migrate
 from django_q.models import Schedule
 
-from bounces.intake import take_in
 from delivery.story import story_of
 from tests.bounces.conftest import Deliver, group, report, return_path
+from tests.bounces.test_intake import take
 
 pytestmark = pytest.mark.django_db
 
 
 def test_the_story_of_a_letter_tells_its_bounce(deliver: Deliver, now) -> None:
     letter = deliver()
-    take_in("default", "v", "1", report(delivered_to=return_path(letter)), now)
+    take(report(delivered_to=return_path(letter)), now, "1")
     letter.refresh_from_db()
     (line,) = [line for line in story_of(letter) if "bounced" in line.title]
     assert line.at == now
@@ -27,7 +27,7 @@ def test_the_story_of_a_letter_tells_its_bounce(deliver: Deliver, now) -> None:
 def test_the_story_tells_which_report_changed_nothing(deliver: Deliver, now) -> None:
     letter = deliver()
     for uid in ("1", "2"):
-        take_in("default", "v", uid, report(group(), delivered_to=return_path(letter)), now)
+        take(report(group(), delivered_to=return_path(letter)), now, uid)
     titles = [line.title for line in story_of(letter)]
     assert "Another report, which changed nothing" in titles
 

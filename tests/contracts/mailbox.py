@@ -74,7 +74,7 @@ class MailboxContract:
         self.deliver(mail(2))
         with self.opened() as mailbox:
             first, second = mailbox.uids()
-            mailbox.done(first)
+            mailbox.done([first])
         with self.opened() as mailbox:
             assert list(mailbox.uids()) == [second]
         assert self.kept() == 2
@@ -86,7 +86,7 @@ class MailboxContract:
             taken = []
             for uid in mailbox.uids():
                 taken.append(mailbox.fetch(uid, 10_000))
-                mailbox.done(uid)
+                mailbox.done([uid])
             assert sorted(taken) == [mail(number) for number in range(5)]
             assert list(mailbox.uids()) == []
 
@@ -94,8 +94,8 @@ class MailboxContract:
         self.deliver(mail(1))
         with self.opened() as mailbox:
             (uid,) = mailbox.uids()
-            mailbox.done(uid)
-            mailbox.done(uid)
+            mailbox.done([uid])
+            mailbox.done([uid])
 
     def test_no_more_is_fetched_than_was_asked_for(self) -> None:
         self.deliver(mail(1) + b"x" * 100_000)
