@@ -13,7 +13,7 @@ from django.db.models import F, Sum, Value
 
 from campaigns.models import Campaign, CampaignTotals
 from campaigns.states import CampaignStatus
-from delivery import leases, limits, queue
+from delivery import leases, limits, queue, resolution
 from delivery.conf import DeliverySettings
 from delivery.reclaim import reclaim_all
 from delivery.states import IN_HAND, WAITING
@@ -101,12 +101,14 @@ def sweep_cancelled(campaign_id: int, clock: Clock, end: datetime) -> bool:
 
 
 def top_up(settings: DeliverySettings, now: datetime, start_workers: Start) -> None:
-    """Starts workers for each provider that is open, has free places and due letters."""
-    for alias in settings.providers:
+    """Starts workers for each provider that is open, has free places and due letters or looks."""
+    for alias, provider in settings.providers.items():
         if limits.closed_until(limits.state_of(alias), now) is not None:
             continue
-        due = queue.next_due(queue.open_campaigns(alias), alias)
-        if due is None or due > now:
+        due = [queue.next_due(queue.open_campaigns(alias), alias)]
+        if provider.can_confirm:
+            due.append(resolution.next_due(alias, now))
+        if not any(moment is not None and moment <= now for moment in due):
             continue
         free = leases.free_places(alias, settings.workers_for(alias))
         if free:

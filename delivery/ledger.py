@@ -7,6 +7,9 @@ from datetime import timedelta
 
 from delivery.outcomes import Accepted, Outcome, Unavailable, Unconfirmed
 
+# What a rest of unknown length counts as, beside others: the first default pause.
+DEFAULT_REST = timedelta(seconds=30)
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -24,6 +27,11 @@ def _trouble_of(outcome: Outcome) -> Unavailable | None:
             return Unavailable(reply, wait, rule=rule)
         case _:
             return None
+
+
+def _gravity(trouble: Unavailable) -> tuple[bool, timedelta]:
+    wish = trouble.retry_after
+    return trouble.needs_a_person, DEFAULT_REST if wish is None else wish
 
 
 @dataclass(slots=True)
@@ -50,8 +58,7 @@ class Ledger:
         """The provider's gravest trouble among these results: what only a person can mend, then
         the longest rest that was asked for; None when there was no trouble."""
         found = [trouble for r in results if (trouble := _trouble_of(r.outcome)) is not None]
-        nothing = timedelta(0)
-        return max(found, key=lambda t: (t.needs_a_person, t.retry_after or nothing), default=None)
+        return max(found, key=_gravity, default=None)
 
     @staticmethod
     def any_accepted(results: list[Result]) -> bool:

@@ -23,7 +23,7 @@ from time import monotonic
 
 from django.db import InterfaceError, OperationalError, connection, transaction
 
-from delivery import leases, limits, queue
+from delivery import leases, limits, queue, resolution
 from delivery.bridge import Bridge
 from delivery.clocks import database_now
 from delivery.composing import Unwritable, compose
@@ -33,7 +33,7 @@ from delivery.ledger import Ledger, Result
 from delivery.limits import Grant
 from delivery.message import OutgoingMessage
 from delivery.outcomes import Outcome, Phase, Reply, Unavailable, Unconfirmed
-from delivery.providers.base import Provider, ReportsFinalDot
+from delivery.providers.base import Confirms, Provider, ReportsFinalDot
 from delivery.queue import Claimed
 from delivery.recorder import FlightRecorder, recording_path
 from delivery.settlement import RetryPolicy, Settlement, settle
@@ -141,13 +141,21 @@ class Worker:
         sent = 0
         await self.provider.open()
         while True:
+            next_look = await self._look(bridge)
             batch = await bridge.call(self._claim_and_compose)
+            moments = [moment for moment in (batch.retry_at, next_look) if moment is not None]
             if batch.messages:
                 sent += await self._send_batch(bridge, batch)
-            elif not await self._wait_for(batch.retry_at, end):
-                return Slice(sent, batch.retry_at)
+            elif not await self._wait_for(min(moments, default=None), end):
+                return Slice(sent, min(moments, default=None))
             if self.stopping.is_set() or self.clock() >= end:
                 return Slice(sent, self.clock())
+
+    async def _look(self, bridge: Bridge) -> datetime | None:
+        """Looks for letters in doubt, where the provider can; when the next look is due."""
+        if not isinstance(self.provider, Confirms):
+            return None
+        return await resolution.look(bridge, self.provider, self.alias, self.clock)
 
     async def _send_batch(self, bridge: Bridge, batch: Batch) -> int:
         """Sends a claimed batch wave by wave; each wave's note carries the outcomes before it."""
