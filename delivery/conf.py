@@ -21,7 +21,7 @@ from django.utils.module_loading import import_string
 
 from delivery.profiles import PROFILE_KEYS, ProfileError, expand
 from delivery.providers.base import Provider
-from delivery.rates import Limit, LimitKind, parse_rate
+from delivery.rates import Connections, Limit, LimitKind, parse_rate
 from delivery.replies import Rule, put_before
 from delivery.replies.settings import RuleError, read_rule
 
@@ -45,6 +45,8 @@ class ProviderSettings:
     backend: str
     options: Mapping[str, Any] = field(repr=False)
     limits: tuple[Limit, ...] = ()
+    # Open at a time over all hosts; None: what each worker's OPTIONS say, and no more is known.
+    connections: Connections | None = None
     # Of this provider over all hosts; None: as many as DELIVERY["WORKERS"].
     workers: int | None = None
 
@@ -386,6 +388,7 @@ def _provider(alias: str, entry: Any, problems: list[Problem]) -> ProviderSettin
         problems.append(Problem(18, f"{where}['OPTIONS'] is not a dict.", "{'host': ...}"))
         options = {}
     limits = _limits(alias, where, entry.get("LIMITS", []), problems)
+    connections = _connections(alias, where, entry.get("LIMITS", []), problems)
     workers = entry.get("WORKERS")
     if workers is not None and (type(workers) is not int or not 1 <= workers <= 500):
         hint = "A whole number from 1 to 500, over all hosts."
@@ -430,16 +433,21 @@ def _provider(alias: str, entry: Any, problems: list[Problem]) -> ProviderSettin
         hint = "A whole number from 1: how many letters may be on their way at once."
         problems.append(Problem(28, f"{where}: {entry['BACKEND']} has no concurrency.", hint))
         return None
-    return ProviderSettings(alias, entry["BACKEND"], dict(options), limits, workers)
+    return ProviderSettings(alias, entry["BACKEND"], dict(options), limits, connections, workers)
 
 
 def _limits(alias: str, where: str, raw: Any, problems: list[Problem]) -> tuple[Limit, ...]:
-    hint = '[{"rate": "30/minute"}, {"cap": "10000/day", "scope": "tenant:contoso"}]'
+    hint = (
+        '[{"rate": "30/minute"}, {"cap": "10000/day", "scope": "tenant:contoso"},'
+        ' {"connections": 3}]'
+    )
     if not isinstance(raw, (list, tuple)):
         problems.append(Problem(23, f"{where}['LIMITS'] is not a list.", hint))
         return ()
     limits = []
     for entry in raw:
+        if isinstance(entry, Mapping) and "connections" in entry:
+            continue
         kinds = set(entry) & set(LimitKind) if isinstance(entry, Mapping) else set()
         if len(kinds) != 1 or set(entry) - set(LimitKind) - {"scope"}:
             problems.append(Problem(24, f"{where}: {entry!r} is no limit.", hint))
@@ -452,6 +460,25 @@ def _limits(alias: str, where: str, raw: Any, problems: list[Problem]) -> tuple[
             continue
         limits.append(Limit(kind, permits, window, str(entry.get("scope", f"provider:{alias}"))))
     return tuple(limits)
+
+
+def _connections(alias: str, where: str, raw: Any, problems: list[Problem]) -> Connections | None:
+    entries = [
+        entry
+        for entry in (raw if isinstance(raw, (list, tuple)) else [])
+        if isinstance(entry, Mapping) and "connections" in entry
+    ]
+    if not entries:
+        return None
+    entry, most = entries[0], entries[0]["connections"]
+    hint = '{"connections": 3}, once; from 1 to 1000. A "scope" shares it with other providers.'
+    if len(entries) > 1 or set(entry) - {"connections", "scope"}:
+        problems.append(Problem(24, f"{where}: {entries!r} is no limit.", hint))
+        return None
+    if not isinstance(most, int) or isinstance(most, bool) or not 1 <= most <= 1000:
+        problems.append(Problem(25, f"{where}: {most!r} connections cannot be.", hint))
+        return None
+    return Connections(most, str(entry.get("scope", f"provider:{alias}")))
 
 
 @lru_cache(maxsize=1)

@@ -286,6 +286,8 @@ class ProviderState(models.Model):
     paused_at = models.DateTimeField(_("since"), null=True, blank=True)
     # How often in a row it was unavailable; each doubles the pause.
     failures = models.PositiveIntegerField(default=0)
+    # The moment for which a task is queued that starts workers again; one at a time.
+    wake_at = models.DateTimeField(null=True)
 
     class Meta:
         verbose_name = _("provider")
@@ -294,6 +296,45 @@ class ProviderState(models.Model):
 
     def __str__(self) -> str:
         return self.alias
+
+
+class ConnectionPool(models.Model):
+    """How many connections a provider bears at this time, as it let us know. See slots.py."""
+
+    scope = models.CharField(max_length=200, primary_key=True)
+    # None: as many as the settings allow.
+    reduced_to = models.PositiveSmallIntegerField(null=True)
+    changed_at = models.DateTimeField(null=True)
+    cut_at = models.DateTimeField(null=True)
+    # Letters accepted since the last change.
+    clean = models.PositiveIntegerField(default=0)
+    cuts_at_the_floor = models.PositiveSmallIntegerField(default=0)
+
+    class Meta:
+        verbose_name = _("connection pool")
+
+    def __str__(self) -> str:
+        return self.scope
+
+
+class ConnectionSlot(models.Model):
+    """A connection that may be open. Pre-made rows: N rows allow N connections, anywhere.
+
+    ``claim_key``: the lease of the worker that holds it; None while it is free.
+    """
+
+    scope = models.CharField(max_length=200)
+    number = models.PositiveSmallIntegerField()
+    claim_key = models.BigIntegerField(null=True)
+
+    class Meta:
+        verbose_name = _("connection slot")
+        constraints = [
+            models.UniqueConstraint(fields=["scope", "number"], name="connection_once_per_slot"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.scope}/{self.number}"
 
 
 class RateBucket(models.Model):

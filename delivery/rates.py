@@ -48,6 +48,17 @@ class Limit:
         return f"{self.permits} per {self.window}"
 
 
+@dataclass(frozen=True, slots=True)
+class Connections:
+    """At most so many connections at a time, over all providers that name the same ``scope``."""
+
+    most: int
+    scope: str
+
+    def __str__(self) -> str:
+        return str(self.most)
+
+
 def parse_rate(text: str) -> tuple[int, timedelta]:
     """Permits and window of "50/5 minutes". ValueError with an example for anything else."""
     match = _RATE.fullmatch(text)

@@ -40,11 +40,39 @@ class Migration(migrations.Migration):
                 ('rule', models.CharField(blank=True, max_length=60, verbose_name='rule')),
                 ('paused_at', models.DateTimeField(blank=True, null=True, verbose_name='since')),
                 ('failures', models.PositiveIntegerField(default=0)),
+                ('wake_at', models.DateTimeField(null=True)),
             ],
             options={
                 'verbose_name': 'provider',
                 'verbose_name_plural': 'providers',
                 'permissions': [('resume_provider', 'Can open a paused provider')],
+            },
+        ),
+        migrations.CreateModel(
+            name='ConnectionPool',
+            fields=[
+                ('scope', models.CharField(max_length=200, primary_key=True, serialize=False)),
+                ('reduced_to', models.PositiveSmallIntegerField(null=True)),
+                ('changed_at', models.DateTimeField(null=True)),
+                ('cut_at', models.DateTimeField(null=True)),
+                ('clean', models.PositiveIntegerField(default=0)),
+                ('cuts_at_the_floor', models.PositiveSmallIntegerField(default=0)),
+            ],
+            options={
+                'verbose_name': 'connection pool',
+            },
+        ),
+        migrations.CreateModel(
+            name='ConnectionSlot',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('scope', models.CharField(max_length=200)),
+                ('number', models.PositiveSmallIntegerField()),
+                ('claim_key', models.BigIntegerField(null=True)),
+            ],
+            options={
+                'verbose_name': 'connection slot',
+                'constraints': [models.UniqueConstraint(fields=('scope', 'number'), name='connection_once_per_slot')],
             },
         ),
         migrations.CreateModel(
