@@ -104,9 +104,9 @@ def due_looks(alias: str, now: datetime, most: int = AT_ONCE) -> list[Doubt]:
         _open(alias, now)
         .filter(due_at__lte=now, settled_at__lte=now - LOOKS[0])
         .order_by("due_at", "id")
-        .values("id", "campaign_id", "rcpt_to", "settled_at")[:most]
+        .values_list("id", "campaign_id", "rcpt_to", "settled_at")[:most]
     )
-    return [Doubt(**row) for row in rows]
+    return [Doubt(*row[:3], row[3]) for row in rows if row[3] is not None]
 
 
 def record_look(alias: str, doubt: Doubt, found: Outcome | None, now: datetime) -> bool:
