@@ -26,9 +26,9 @@ from bounces.models import Bounce, BounceClassChoices, MailboxState, ReceivedMai
 MOST_SHOWN_CHARACTERS = 64 * 1024
 
 CLASS_COLOURS = {
-    BounceClassChoices.HARD.label: "danger",
-    BounceClassChoices.SOFT.label: "warning",
-    BounceClassChoices.BLOCKED.label: "info",
+    BounceClassChoices.HARD.value: "danger",
+    BounceClassChoices.SOFT.value: "warning",
+    BounceClassChoices.BLOCKED.value: "info",
 }
 VERDICT_COLOURS = {
     Verdict.BOUNCE.label: "warning",
@@ -98,7 +98,7 @@ class BounceAdmin(ReadOnly, ModelAdmin):
         "campaign_link",
         "mail",
         "kind",
-        "class_label",
+        "bounce_class",
         "because",
         "action",
         "status",
@@ -116,8 +116,10 @@ class BounceAdmin(ReadOnly, ModelAdmin):
         return super().get_search_results(request, queryset, search_term.lower())
 
     @display(description=_("class"), label=CLASS_COLOURS, ordering="bounce_class")
-    def class_label(self, bounce: Bounce) -> str:
-        return bounce.get_bounce_class_display() or bounce.get_kind_display()
+    def class_label(self, bounce: Bounce) -> tuple[str, str]:
+        """The word before the colon; a bounce's own page has the sentence."""
+        words = bounce.get_bounce_class_display() or bounce.get_kind_display()
+        return bounce.bounce_class, str(words).partition(":")[0]
 
     @display(description=_("when"), ordering="at")
     def when(self, bounce: Bounce) -> SafeString:
