@@ -243,9 +243,10 @@ def pause(alias: str, trouble: Unavailable, now: datetime) -> None:
     )
 
 
-def works_again(alias: str) -> None:
+def works_again(state: ProviderState) -> None:
     """A letter was accepted: the next trouble begins with a short pause again."""
-    ProviderState.objects.filter(alias=alias, failures__gt=0).update(failures=0)
+    if state.failures:
+        ProviderState.objects.filter(pk=state.pk).update(failures=0)
 
 
 def resume(alias: str, now: datetime) -> bool:

@@ -307,7 +307,7 @@ class ConnectionPool(models.Model):
     changed_at = models.DateTimeField(null=True)
     cut_at = models.DateTimeField(null=True)
     # Letters accepted since the last change.
-    clean = models.PositiveIntegerField(default=0)
+    accepted = models.PositiveIntegerField(default=0)
     cuts_at_the_floor = models.PositiveSmallIntegerField(default=0)
 
     class Meta:
@@ -340,7 +340,8 @@ class ConnectionSlot(models.Model):
 class RateBucket(models.Model):
     """A limit: the row that its askers lock, in turn.
 
-    ``key`` carries the scope, the kind and the window. ``theoretical_arrival``: the moment of a smooth limit's next permit (GCRA).
+    ``key`` carries the scope, the kind and the window. ``theoretical_arrival``: the moment of a
+    smooth limit's next permit (GCRA).
     """
 
     key = models.CharField(max_length=200, primary_key=True)

@@ -10,7 +10,7 @@ from random import Random
 
 from django.db import transaction
 
-from delivery import leases, limits, queue
+from delivery import leases, limits, queue, slots
 from delivery.conf import DeliverySettings
 from delivery.leases import Lease
 from delivery.ledger import Ledger, Result
@@ -48,6 +48,7 @@ def reclaim_all(
             total.unconfirmed + one.unconfirmed,
         )
     limits.close_orphans(now)
+    slots.free_orphans()
     return total
 
 

@@ -17,13 +17,16 @@ from datetime import datetime, timedelta
 from django.db import transaction
 from django.db.models import F
 
+from delivery.conf import DeliverySettings, ProviderSettings
 from delivery.models import ConnectionPool, ConnectionSlot, WorkerLease
 from delivery.outcomes import Outcome, Phase, Unavailable
+from delivery.providers.base import KeepsConnections
 from delivery.rates import Connections
 
 # All refusals of one burst have one cause; and so long a stretch must be clean before one more.
 STRETCH = timedelta(seconds=30)
 FLOOR = 1
+MOST_ROWS = 1000
 # So often in a row asked for less than FLOOR: then nothing helps but silence.
 CUTS_AT_THE_FLOOR = 2
 LESS_CODES = frozenset({421, 429, 432})
@@ -36,6 +39,17 @@ class Held:
 
     allowed: int
     surplus: int = 0
+
+
+def connections_of(
+    settings: DeliverySettings, provider: ProviderSettings, made: object
+) -> Connections | None:
+    """What is counted for a provider: its setting, or as many as all its workers would open; None
+    for one that keeps no connections."""
+    if not isinstance(made, KeepsConnections):
+        return None
+    most = min(settings.workers_for(provider.alias) * made.connections, MOST_ROWS)
+    return provider.connections or Connections(most, f"provider:{provider.alias}")
 
 
 def make(connections: Connections) -> None:
@@ -129,7 +143,7 @@ def fewer(connections: Connections, now: datetime) -> bool:
         limit = min(pool.reduced_to or connections.most, connections.most)
         pool.cuts_at_the_floor = pool.cuts_at_the_floor + 1 if limit <= FLOOR else 0
         pool.reduced_to = max(FLOOR, limit // 2)
-        pool.clean = 0
+        pool.accepted = 0
         pool.cut_at = pool.changed_at = now
         exhausted = pool.cuts_at_the_floor >= CUTS_AT_THE_FLOOR
         if exhausted:
@@ -142,9 +156,9 @@ def went_well(connections: Connections, letters: int, now: datetime) -> None:
     """So many letters were accepted: one more connection after as many as the limit and STRETCH
     without trouble. Writes nothing while the limit is the setting's."""
     reduced = ConnectionPool.objects.filter(scope=connections.scope, reduced_to__isnull=False)
-    if not reduced.update(clean=F("clean") + letters, cuts_at_the_floor=0):
+    if not reduced.update(accepted=F("accepted") + letters, cuts_at_the_floor=0):
         return
-    reduced.filter(clean__gte=F("reduced_to"), changed_at__lte=now - STRETCH).update(
-        reduced_to=F("reduced_to") + 1, changed_at=now, clean=0
+    reduced.filter(accepted__gte=F("reduced_to"), changed_at__lte=now - STRETCH).update(
+        reduced_to=F("reduced_to") + 1, changed_at=now, accepted=0
     )
     reduced.filter(reduced_to__gte=connections.most).update(reduced_to=None)

@@ -23,7 +23,7 @@ from time import monotonic
 
 from django.db import InterfaceError, OperationalError, connection, transaction
 
-from delivery import leases, limits, queue, resolution
+from delivery import leases, limits, queue, resolution, slots
 from delivery.bridge import Bridge
 from delivery.clocks import database_now
 from delivery.composing import Unwritable, compose
@@ -32,8 +32,8 @@ from delivery.leases import Lease
 from delivery.ledger import Ledger, Result
 from delivery.limits import Grant
 from delivery.message import OutgoingMessage
-from delivery.outcomes import Outcome, Phase, Reply, Unavailable, Unconfirmed
-from delivery.providers.base import Confirms, Provider, ReportsFinalDot
+from delivery.outcomes import Accepted, Outcome, Phase, Reply, Throttle, Unavailable, Unconfirmed
+from delivery.providers.base import Confirms, KeepsConnections, Provider, ReportsFinalDot
 from delivery.queue import Claimed
 from delivery.recorder import FlightRecorder, recording_path
 from delivery.settlement import RetryPolicy, Settlement, settle
@@ -43,6 +43,9 @@ logger = logging.getLogger(__name__)
 Clock = Callable[[], datetime]
 # A wait longer than this ends the slice: no process sleeps through a pause.
 PATIENCE = timedelta(seconds=5)
+# How often a worker asks how many connections it may have, and when one without any asks again.
+COUNT_CONNECTIONS = timedelta(seconds=1)
+ALL_CONNECTIONS_HELD = timedelta(seconds=10)
 # How long known outcomes wait for a database that went away, and how often it is asked.
 DATABASE_PATIENCE = timedelta(minutes=10)
 DATABASE_PAUSE = timedelta(seconds=1)
@@ -101,6 +104,9 @@ class Worker:
         self.settings = settings
         self.alias = provider_settings.alias
         self.limits = provider_settings.limits
+        self.connections = slots.connections_of(settings, provider_settings, provider)
+        self.counted_at = float("-inf")
+        self.held = 0
         self.provider = provider
         self.clock = clock
         self.limit_clock = limit_clock
@@ -142,6 +148,8 @@ class Worker:
         await self.provider.open()
         while True:
             next_look = await self._look(bridge)
+            if not await self._hold_connections(bridge):
+                return Slice(sent, self.clock() + ALL_CONNECTIONS_HELD)
             batch = await bridge.call(self._claim_and_compose)
             moments = [moment for moment in (batch.retry_at, next_look) if moment is not None]
             if batch.messages:
@@ -150,6 +158,25 @@ class Worker:
                 return Slice(sent, min(moments, default=None))
             if self.stopping.is_set() or self.clock() >= end:
                 return Slice(sent, self.clock())
+
+    async def _hold_connections(self, bridge: Bridge) -> bool:
+        """As many connections as this worker may have at this time; False when there is none left
+        for it. Nothing is on the wire."""
+        if self.connections is None or not isinstance(self.provider, KeepsConnections):
+            return True
+        if monotonic() < self.counted_at + COUNT_CONNECTIONS.total_seconds():
+            return True
+        assert self.lease is not None
+        key = self.lease.claim_key
+        # A fair share at once, and one more each time while nobody else wants it.
+        share = -(-self.connections.most // self.settings.workers_for(self.alias))
+        wanted = min(max(share, self.held + 1), self.provider.connections)
+        held = await bridge.call(slots.hold, self.connections, key, wanted)
+        self.held = await self.provider.keep_connections(held.allowed)
+        if held.surplus:
+            await bridge.call(slots.keep, self.connections, key, self.held)
+        self.counted_at = monotonic()
+        return held.allowed > 0
 
     async def _look(self, bridge: Bridge) -> datetime | None:
         """Looks for letters in doubt, where the provider can; when the next look is due."""
@@ -265,6 +292,8 @@ class Worker:
         lease = leases.take(self.alias, places, self.holder, now, self.settings.lease)
         if lease is not None:
             self.held_until = now + self.settings.lease
+            if self.connections is not None:
+                slots.make(self.connections)
         return lease
 
     def _claim_and_compose(self) -> Batch:
@@ -348,19 +377,41 @@ class Worker:
             ]
             queue.settle(self.lease, settled, now)
             queue.return_unsent(self.lease, unsent)
+            state = limits.state_of(self.alias)
             if trouble := Ledger.trouble(results):
-                limits.pause(self.alias, trouble, now)
+                if self._needs_silence(trouble, results, now):
+                    limits.pause(self.alias, trouble, now)
                 wave = []
             elif Ledger.any_accepted(results):
-                limits.works_again(self.alias)
+                limits.works_again(state)
+            if limits.closed_until(state, now) is not None:
+                wave = []  # another worker met trouble meanwhile
             if not leases.renew(self.lease, now, self.settings.lease):
                 wave = []
             moved = queue.hand_over(self.lease, wave, now)
+            self._count_clean(results, now)
         self.held_until = now + self.settings.lease
         self.ledger.written(results)
         if self.recorder is not None:
             self.recorder.committed(result.reference for result in results)
         return set(moved)
+
+    def _needs_silence(
+        self, trouble: Unavailable, results: Sequence[Result], now: datetime
+    ) -> bool:
+        """Whether trouble pauses the provider. Fewer connections may be all that it asks for."""
+        if self.connections is None:
+            return True
+        if not any(slots.asks_for_less(result.outcome) for result in results):
+            return True
+        self.counted_at = float("-inf")
+        exhausted = slots.fewer(self.connections, now)
+        return exhausted or trouble.throttle is not Throttle.SLOW
+
+    def _count_clean(self, results: Sequence[Result], now: datetime) -> None:
+        accepted = sum(isinstance(result.outcome, Accepted) for result in results)
+        if self.connections is not None and accepted == len(results) > 0:
+            slots.went_well(self.connections, accepted, now)
 
     def _settlement(self, claimed: Claimed, outcome: Outcome, now: datetime) -> Settlement:
         return settle(
@@ -386,6 +437,7 @@ class Worker:
         outcomes could not be written): then the place runs out, and reclaim finds them."""
         assert self.lease is not None
         self._release()
+        slots.give_back(self.lease.claim_key)
         if not queue.holds(self.lease.claim_key):
             leases.give_back(self.lease)
 

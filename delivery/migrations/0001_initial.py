@@ -55,7 +55,7 @@ class Migration(migrations.Migration):
                 ('reduced_to', models.PositiveSmallIntegerField(null=True)),
                 ('changed_at', models.DateTimeField(null=True)),
                 ('cut_at', models.DateTimeField(null=True)),
-                ('clean', models.PositiveIntegerField(default=0)),
+                ('accepted', models.PositiveIntegerField(default=0)),
                 ('cuts_at_the_floor', models.PositiveSmallIntegerField(default=0)),
             ],
             options={

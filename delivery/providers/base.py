@@ -46,6 +46,21 @@ class ReportsFinalDot(Protocol):
 
 
 @runtime_checkable
+class KeepsConnections(Protocol):
+    """Optional: a provider that keeps connections open, so that all hosts together can stay below
+    the far side's limit. Without this a provider's connections are not counted."""
+
+    @property
+    def connections(self) -> int:
+        """How many it would keep open in this process."""
+
+    async def keep_connections(self, most: int) -> int:
+        """From now on at most so many; ``concurrency`` follows. Called while no letter is on its
+        way, and once before the first. Idle connections above it are closed before this returns;
+        how many it may still have open."""
+
+
+@runtime_checkable
 class Confirms(Protocol):
     """Optional: a provider that can look whether a letter was taken after all."""
 

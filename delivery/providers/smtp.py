@@ -155,6 +155,20 @@ class SMTPProvider:
             while self._waiting and (free := self._free_connection()) is not None:
                 self._waiting.popleft().set_result(free)
 
+    async def keep_connections(self, most: int) -> int:
+        """At most so many places for connections; QUIT on idle ones above it."""
+        while len(self._places) > most and self._idle:
+            # The last of the stack: of the idle ones it was used longest ago.
+            surplus = self._idle.pop(0)
+            self._places.remove(surplus)
+            await surplus.quit()
+        for _ in range(min(most, self.connections) - len(self._places)):
+            place = Connection(self)
+            self._places.append(place)
+            self._idle.insert(0, place)
+        self.concurrency = 2 * len(self._places)
+        return len(self._places)
+
     async def close(self) -> None:
         """QUIT on every open connection."""
         await asyncio.gather(*(connection.quit() for connection in self._places))

@@ -234,5 +234,5 @@ def test_a_configuration_error_closes_until_a_person_opens(now):
 
 def test_an_accepted_letter_ends_the_doubling(now):
     limits.pause("x", Unavailable(REPLY), now)
-    limits.works_again("x")
+    limits.works_again(limits.state_of("x"))
     assert ProviderState.objects.get(alias="x").failures == 0
