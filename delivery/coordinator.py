@@ -9,12 +9,17 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
 
-from django.db.models import F, Sum, Value
+from django.db import transaction
+from django.db.models import F, Q, Sum, Value
+from django.utils.formats import date_format
+from django.utils.timezone import localtime
+from django.utils.translation import gettext as _
 
 from campaigns.models import Campaign, CampaignTotals
 from campaigns.states import CampaignStatus
-from delivery import leases, limits, queue, resolution
+from delivery import alerts, doubts, guard_rails, leases, limits, queue, resolution
 from delivery.conf import DeliverySettings
+from delivery.models import Alert
 from delivery.reclaim import reclaim_all
 from delivery.states import IN_HAND, WAITING
 
@@ -39,7 +44,9 @@ def coordinate(
     """One round of everything; True when it ran out of time and wants another at once."""
     end = clock() + budget
     reclaim_all(settings, clock(), dice, recorders)
-    start_due(clock())
+    look_out(settings, clock())
+    start_due(clock(), settings.stale_after)
+    doubts.resend_due(clock(), settings.resend_after, resolution.may_be_sent_again(settings))
     unfinished = False
     for campaign in _open_campaigns():
         unfinished |= fill_queue(
@@ -49,18 +56,58 @@ def coordinate(
         unfinished |= sweep_cancelled(campaign_id, clock, end)
     top_up(settings, clock(), start_workers)
     for campaign in _open_campaigns():
-        finish(campaign, clock())
+        finish(campaign, clock(), settings.resend_after)
+    guard_rails.suppress_due()
+    # Last, for it may take seconds: nothing waits for a mail server.
+    alerts.tell(settings.alerts, clock())
     return unfinished
+
+
+def look_out(settings: DeliverySettings, now: datetime) -> None:
+    """What a person must know: rates that were passed, providers that stopped, and what is over."""
+    alerts.resolve_what_is_over(now)
+    guard_rails.check_rates(settings.guard_rails, now)
+    alerts.of_stopped_providers(now)
 
 
 def _open_campaigns() -> list[Campaign]:
     return list(Campaign.objects.filter(status=CampaignStatus.SENDING).order_by("id"))
 
 
-def start_due(now: datetime) -> list[Campaign]:
-    """SCHEDULED -> SENDING for the campaigns whose time has come."""
-    due = Campaign.objects.filter(status=CampaignStatus.SCHEDULED, scheduled_at__lte=now)
-    return [campaign for campaign in due if campaign.start(now)]
+def start_due(now: datetime, stale_after: timedelta) -> list[Campaign]:
+    """SCHEDULED -> SENDING for the campaigns whose time has come; those whose time passed longer
+    than ``stale_after`` ago are held for a person: yesterday's invitation to a concert."""
+    due = Campaign.objects.filter(
+        status=CampaignStatus.SCHEDULED, scheduled_at__lte=now, held_at__isnull=True
+    )
+    started = []
+    for campaign in due:
+        if campaign.scheduled_at is not None and campaign.scheduled_at < now - stale_after:
+            hold(campaign, now)
+        elif campaign.start(now):
+            started.append(campaign)
+    return started
+
+
+def hold(campaign: Campaign, now: datetime) -> None:
+    """Leaves a late campaign to a person, and says so."""
+    due = date_format(localtime(campaign.scheduled_at), "j F Y, H:i")
+    with transaction.atomic():
+        if not campaign.hold(now):
+            return
+        alerts.raise_alert(
+            Alert.Kind.STALE,
+            f"stale: campaign {campaign.pk}",
+            _("“%(campaign)s” was not started: its time has passed")
+            % {"campaign": campaign.name[:120]},
+            _(
+                "It was to start on %(due)s, and nothing was running then. A person must say "
+                "whether it shall still go out."
+            )
+            % {"due": due},
+            now,
+            campaign=campaign,
+        )
 
 
 def fill_queue(
@@ -115,20 +162,37 @@ def top_up(settings: DeliverySettings, now: datetime, start_workers: Start) -> N
             start_workers(alias, free)
 
 
-def finish(campaign: Campaign, now: datetime) -> bool:
+def finish(campaign: Campaign, now: datetime, resend_after: timedelta) -> bool:
     """SENDING -> FINISHED, only when every eligible letter has a final state.
 
-    The totals say when it is worth looking; the rows themselves are counted before it is done.
+    The totals say when it is worth looking; the rows themselves are counted before it is done,
+    with the campaign locked: no letter in doubt is sent again between the count and the move.
     """
     totals = CampaignTotals.of([campaign.pk])[campaign.pk]
     if campaign.filled_at is None or any(totals[state] for state in (*WAITING, *IN_HAND)):
         return False
-    counted = queue.counted(campaign.pk)
-    open_letters = sum(counted.get(state, 0) for state in (*WAITING, *IN_HAND))
-    if open_letters or sum(counted.values()) != totals["eligible"]:
-        logger.error(
-            "delivery.unbalanced",
-            extra={"campaign": campaign.pk, "totals": totals, "counted": counted},
-        )
-        return False
-    return campaign.finish(now)
+    with transaction.atomic():
+        Campaign.objects.select_for_update(no_key=True).only("pk").get(pk=campaign.pk)
+        # Before the count: a letter that is sent again meanwhile is then counted as waiting.
+        if next_resend(campaign, resend_after) is not None:
+            return False
+        totals = CampaignTotals.of([campaign.pk])[campaign.pk]
+        counted = queue.counted(campaign.pk)
+        if any(counted.get(state, 0) for state in (*WAITING, *IN_HAND)):
+            return False
+        if sum(counted.values()) != totals["eligible"]:
+            logger.error(
+                "delivery.unbalanced",
+                extra={"campaign": campaign.pk, "totals": totals, "counted": counted},
+            )
+            return False
+        if not campaign.finish(now):
+            return False
+        guard_rails.suppress_due_of(campaign)
+    return True
+
+
+def next_resend(campaign: Campaign, resend_after: timedelta) -> datetime | None:
+    """When the first of a campaign's letters in doubt goes out again by its policy; None: never."""
+    may_still_be = ~Q(due_at__gt=resolution.NOTHING_FOUND)
+    return doubts.next_resend(campaign, resend_after, may_still_be)

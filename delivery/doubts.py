@@ -64,15 +64,15 @@ def send_again(ids: Iterable[int], now: datetime, *, by: Any) -> SentAgain:
     return SentAgain(queued, cancelled)
 
 
-def resend_due(now: datetime, wait: timedelta, most: int = 1000) -> int:
+def resend_due(now: datetime, wait: timedelta, which: Q, most: int = 1000) -> int:
     """Sends again what has been in doubt for ``wait`` in campaigns that say so; how many letters.
 
-    The wait is for evidence: a report, or the worker that was taken for dead. Each letter goes
-    out a second time at most once, whoever asked for it.
+    The wait is for evidence: a report, or the worker that was taken for dead. ``which``: letters
+    of which no more evidence is awaited. Each goes out a second time at most once, whoever asked.
     """
     ids = list(
         _resendable(Campaign.objects.filter(status=CampaignStatus.SENDING))
-        .filter(settled_at__lte=now - wait)
+        .filter(which, settled_at__lte=now - wait)
         .values_list("pk", flat=True)[:most]
     )
     return sum(
@@ -80,11 +80,13 @@ def resend_due(now: datetime, wait: timedelta, most: int = 1000) -> int:
     )
 
 
-def next_resend(campaign: Campaign, wait: timedelta) -> datetime | None:
-    """When the first of a campaign's doubts will be sent again; None when none will be."""
+def next_resend(campaign: Campaign, wait: timedelta, which: Q) -> datetime | None:
+    """When the first of a campaign's doubts will be sent again; None when none will be.
+    ``which``: letters that may still be."""
     if campaign.on_doubt != OnDoubt.RESEND_ONCE:
         return None
-    since = _resendable(Campaign.objects.filter(pk=campaign.pk)).aggregate(at=Min("settled_at"))
+    letters = _resendable(Campaign.objects.filter(pk=campaign.pk)).filter(which)
+    since = letters.order_by().aggregate(at=Min("settled_at"))
     return since["at"] + wait if since["at"] else None
 
 

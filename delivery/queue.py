@@ -31,9 +31,10 @@ from campaigns.models import (
     Subscription,
     Suppression,
 )
-from campaigns.states import CampaignStatus, SubscriptionStatus, SuppressionReason
+from campaigns.states import CampaignStatus, SubscriptionStatus
+from delivery import guard_rails, unclassified
 from delivery.leases import Lease
-from delivery.models import Attempt, Delivery
+from delivery.models import Attempt, Delivery, SuppressionDue
 from delivery.outcomes import Outcome, Phase
 from delivery.settlement import Settlement
 from delivery.states import WAITING, DeliveryStatus
@@ -342,9 +343,10 @@ Settled = tuple[Claimed, Outcome, Settlement]
 def settle(lease: Lease, settled: Sequence[Settled], now: datetime) -> list[int]:
     """SENDING -> what the outcome says, for the rows still held under this lease; their ids.
 
-    Whatever is no acceptance gets its Attempt row. Bad addresses are suppressed. Rows that were
-    meanwhile called UNCONFIRMED because this worker seemed dead are settled too: its knowledge
-    is the evidence that they wait for.
+    Whatever is no acceptance gets its Attempt row, in which a bad address is due to be suppressed,
+    and refusals are shown to the circuit breaker (delivery.guard_rails). Rows that were meanwhile
+    called UNCONFIRMED because this worker seemed dead are settled too: its knowledge is the
+    evidence that they wait for.
     """
     with transaction.atomic():
         tally = Tally(lease.slot + 1)
@@ -357,8 +359,10 @@ def _settle(lease: Lease, settled: Sequence[Settled], now: datetime, tally: Tall
     # Nearly all of them: a statement of their own, a third of the size and without the rest.
     sent = [entry for entry in settled if entry[2].status is _S.SENT]
     others = [entry for entry in settled if entry[2].status is not _S.SENT]
+    # Asked before the totals change, and in the order of the answers.
+    places = guard_rails.places([(c.id, c.campaign_id, s) for c, _, s in settled if not c.is_test])
     written = _write_sent(lease, sent, _S.SENDING, now, tally)
-    written += _write_settled(lease, others, _S.SENDING, now, tally)
+    written += _write_settled(lease, others, _S.SENDING, now, tally, places)
     if len(written) < len(settled):
         # Only final answers: a campaign that has finished since cannot take a letter back.
         missing = {claimed.id for claimed, _outcome, _settlement in settled} - set(written)
@@ -372,7 +376,10 @@ def _settle(lease: Lease, settled: Sequence[Settled], now: datetime, tally: Tall
             _S.UNCONFIRMED,
             now,
             tally,
+            places,
         )
+    if places:
+        guard_rails.watch({entry[0].campaign_id for entry in others if entry[0].id in places}, now)
     return written
 
 
@@ -408,6 +415,7 @@ def _write_settled(
     source: DeliveryStatus,
     now: datetime,
     tally: Tally,
+    places: Mapping[int, int],
 ) -> list[int]:
     if not settled:
         return []
@@ -428,18 +436,15 @@ def _write_settled(
             rule=settlement.rule,
             used_an_attempt=settlement.used_an_attempt,
             status=settlement.status,
+            answered_before=places.get(claimed.id),
+            # Not suppressed at once: the refusal may be one of a burst.
+            suppression=SuppressionDue.DUE
+            if settlement.suppress and not claimed.is_test
+            else SuppressionDue.NONE,
         )
         for claimed, outcome, settlement in mine
-        if settlement.status is not _S.SENT
     )
-    for claimed, _outcome, settlement in mine:
-        if settlement.suppress and not claimed.is_test:
-            Suppression.add(
-                claimed.rcpt_to,
-                SuppressionReason.HARD_BOUNCE,
-                source=f"refused by the reader's server (delivery {claimed.id})",
-                evidence=str(settlement.reply),
-            )
+    unclassified.note(((settlement.reply, settlement.rule) for _c, _o, settlement in mine), now)
     return [claimed.id for claimed, _outcome, _settlement in mine]
 
 
@@ -641,6 +646,32 @@ def mark_all_bounced(delivery_ids: Sequence[int]) -> set[int]:
             tally.add(campaign_id, is_test, source, _S.BOUNCED, 1)
         tally.write()
     return {row[0] for row in rows}
+
+
+def resolve(ids: Sequence[int], status: DeliveryStatus, now: datetime) -> list[int]:
+    """UNCONFIRMED -> SENT or QUEUED; the ids that moved. Only delivery.doubts calls it.
+
+    A letter that is sent again has a new age, so that it is not given up for the old one, and the
+    worker that was taken for dead can no longer write to it.
+    """
+    if not ids:
+        return []
+    changes, values = (
+        ("settled_at = %s", [now])
+        if status is _S.SENT
+        else ("due_at = %s, queued_at = %s, claim_key = NULL, settled_at = NULL", [now, now])
+    )
+    with transaction.atomic():
+        rows = _update_returning(
+            f"status = %s, {changes}",
+            [status, *values],
+            f"status = %s AND {_among('id', ids)}",
+            [_S.UNCONFIRMED, *ids],
+        )
+        tally = Tally(COMMON_SHARD)
+        tally.moved(rows, _S.UNCONFIRMED, status)
+        tally.write()
+    return [row[0] for row in rows]
 
 
 def counted(campaign_id: int) -> dict[str, int]:

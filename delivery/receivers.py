@@ -13,9 +13,12 @@ from django.utils.translation import gettext as _
 
 from campaigns.addresses import address_key
 from campaigns.models import Campaign, Edition, Subscriber
-from campaigns.signals import campaign_moved, test_requested, waiting_asked
-from delivery import limits, queue
+from campaigns.signals import campaign_moved, test_requested, unsubscribed, waiting_asked
+from campaigns.states import CampaignStatus
+from delivery import alerts, coordinator, doubts, limits, queue
 from delivery.conf import delivery_settings
+from delivery.models import Alert, Delivery
+from delivery.states import DeliveryStatus
 from delivery.tasks import wake_coordinator, wake_workers
 
 
@@ -52,6 +55,8 @@ def why_it_waits(sender: Any, campaign: Campaign, **kwargs: Any) -> str | None:
     now = timezone.now()
     if campaign.provider not in delivery_settings().providers:
         return _("The settings name no provider “%(alias)s”.") % {"alias": campaign.provider}
+    if off := alerts.open_alerts().filter(kind=Alert.Kind.INSTALLATION).first():
+        return f"{off.title}."
     state = limits.state_of(campaign.provider)
     if state.stopped:
         return _("The provider is stopped until a person opens it again: %(because)s") % {
@@ -64,11 +69,29 @@ def why_it_waits(sender: Any, campaign: Campaign, **kwargs: Any) -> str | None:
             "because": state.because,
         }
     due = queue.next_due([campaign.pk], campaign.provider)
+    resend_at = coordinator.next_resend(campaign, delivery_settings().resend_after)
+    if due is None and resend_at is not None and campaign.status == CampaignStatus.SENDING:
+        return _("Letters in doubt are sent again at %(when)s, unless evidence comes.") % {
+            "when": date_format(timezone.localtime(resend_at), "H:i")
+        }
     if due is not None and due > now + timedelta(seconds=10):
         return _("All letters that are left were deferred; the next is due at %(when)s.") % {
             "when": date_format(timezone.localtime(due), "H:i")
         }
     return None
+
+
+@receiver(unsubscribed)
+def letter_had_arrived(sender: Any, campaign_id: int, subscriber_id: int, **kwargs: Any) -> None:
+    """Whoever uses the link in a letter has the letter: a doubt about it is over."""
+    letters = Delivery.objects.filter(
+        campaign_id=campaign_id,
+        subscriber_id=subscriber_id,
+        is_test=False,
+        status=DeliveryStatus.UNCONFIRMED,
+    )
+    for pk in letters.values_list("pk", flat=True):
+        doubts.confirm(pk, "The reader used the unsubscribe link in it.", timezone.now())
 
 
 @receiver(post_migrate)

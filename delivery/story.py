@@ -14,7 +14,7 @@ from typing import Any
 from django.dispatch import Signal
 from django.utils.translation import gettext as _
 
-from delivery.models import Attempt, Delivery
+from delivery.models import Attempt, Delivery, Resolution
 from delivery.outcomes import Phase
 from delivery.states import DeliveryStatus
 
@@ -42,6 +42,7 @@ def story_of(delivery: Delivery) -> list[StoryLine]:
     lines = [
         *_beginning(delivery),
         *_attempts(delivery),
+        *_resolutions(delivery),
         *_ending(delivery),
         *what_came_back(delivery),
     ]
@@ -83,6 +84,26 @@ def _attempts(delivery: Delivery) -> Iterator[StoryLine]:
             _("Handed over to the provider %(provider)s") % {"provider": delivery.provider},
             tone="info",
         )
+
+
+def _resolutions(delivery: Delivery) -> Iterator[StoryLine]:
+    """How doubts about it ended, and through whom."""
+    for resolution in delivery.resolutions.all():
+        sent_again = resolution.status == DeliveryStatus.QUEUED
+        match resolution.means:
+            case Resolution.Means.EVIDENCE:
+                title = _("The doubt is over: it had been taken")
+            case Resolution.Means.POLICY:
+                title = _("To be sent again once, as its campaign says of letters in doubt")
+            case _person:
+                by = str(resolution.by) if resolution.by else _("somebody who is gone")
+                title = (
+                    _("To be sent again, said %(by)s")
+                    if sent_again
+                    else _("Treated as sent by %(by)s")
+                ) % {"by": by}
+        tone = "warning" if sent_again else "good"
+        yield StoryLine(resolution.at, title, resolution.because, tone)
 
 
 def _verdict(attempt: Attempt) -> str:
@@ -140,7 +161,7 @@ def _ending(delivery: Delivery) -> Iterator[StoryLine]:
     if settled is None:
         return
     match status:
-        case DeliveryStatus.SENT:
+        case DeliveryStatus.SENT if not _was_confirmed(delivery):
             yield _accepted(delivery, settled)
         case DeliveryStatus.BOUNCED if not _was_in_doubt(delivery):
             # settled_at is now the day of the bounce. What came back is told by who received it.
@@ -177,6 +198,20 @@ def _accepted(delivery: Delivery, at: datetime) -> StoryLine:
 
 
 def _was_in_doubt(delivery: Delivery) -> bool:
-    """Whether the last attempt ended without an answer: then there was no acceptance to tell."""
+    """Whether the last attempt ended without an answer: then there was no acceptance to tell. One
+    that was sent again and accepted has no line for that attempt, only for the one before."""
     attempts = list(delivery.attempt_log.all())
-    return bool(attempts) and attempts[-1].status == DeliveryStatus.UNCONFIRMED
+    return (
+        bool(attempts)
+        and attempts[-1].status == DeliveryStatus.UNCONFIRMED
+        and not any(
+            resolution.status == DeliveryStatus.QUEUED and resolution.at >= attempts[-1].at
+            for resolution in delivery.resolutions.all()
+        )
+    )
+
+
+def _was_confirmed(delivery: Delivery) -> bool:
+    """Whether it counts as sent because a doubt ended so, and not by an answer that was read."""
+    resolutions = list(delivery.resolutions.all())
+    return bool(resolutions) and resolutions[-1].status == DeliveryStatus.SENT

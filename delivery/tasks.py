@@ -9,14 +9,17 @@ from random import Random
 
 from django_q.tasks import async_task
 
-from delivery.clocks import shared_clock
+from delivery import alerts
+from delivery.clocks import database_now, shared_clock
 from delivery.conf import delivery_settings
 from delivery.coordinator import coordinate as coordinate_once
+from delivery.installation import Standing, check_in
 from delivery.worker import PATIENCE, Worker
 
 logger = logging.getLogger(__name__)
 
 COORDINATOR_BUDGET = timedelta(seconds=20)
+SENDING_IS_OFF = "sending is off on this host (delivery/installation.py)"
 
 
 def wake_coordinator() -> None:
@@ -33,6 +36,9 @@ def wake_workers(alias: str, count: int = 1) -> None:
 def coordinate() -> str:
     """One round; queues the next one at once when there was more to do than time."""
     settings = delivery_settings()
+    if check_in(settings, database_now()) is not Standing.OURS:
+        alerts.tell(settings.alerts, database_now())
+        return SENDING_IS_OFF
     if coordinate_once(
         settings,
         shared_clock(),
@@ -53,6 +59,8 @@ def run_worker(alias: str) -> str:
     provider_settings = settings.providers.get(alias)
     if provider_settings is None:
         return f"no provider is called {alias!r} any more"
+    if check_in(settings, database_now()) is not Standing.OURS:
+        return SENDING_IS_OFF
     clock = shared_clock()
     worker = Worker(
         settings,

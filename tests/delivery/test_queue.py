@@ -201,7 +201,9 @@ def test_an_accepted_letter_keeps_the_servers_words(campaign, lease, now):
     assert statuses(campaign) == {"queued": 10, "sent": 2}
 
 
-def test_a_refused_letter_has_its_attempt_and_a_bad_address_is_suppressed(campaign, lease, now):
+def test_a_refused_letter_has_its_attempt_and_a_bad_address_is_due_to_be_suppressed(
+    campaign, lease, now
+):
     (claimed,) = claim(lease, campaign, 1, now)
     queue.hand_over(lease, [claimed.id], now)
     reply = Reply(Phase.RCPT, 550, "5.1.1 User unknown")
@@ -210,9 +212,9 @@ def test_a_refused_letter_has_its_attempt_and_a_bad_address_is_suppressed(campai
     attempt = Attempt.objects.get()
     assert (attempt.outcome, attempt.phase, attempt.code) == ("rejected", "rcpt", 550)
     assert attempt.reply == "5.1.1 User unknown"
-    suppression = Suppression.in_force().get()
-    assert suppression.address_key == claimed.rcpt_to
-    assert "5.1.1 User unknown" in suppression.evidence
+    # Not suppressed yet: it may be one of a burst (tests/delivery/test_guard_rails.py).
+    assert (attempt.suppression, attempt.answered_before) == ("due", 0)
+    assert not Suppression.objects.exists()
 
 
 def test_outcomes_of_one_wave_differ_and_are_written_together(campaign, lease, now):

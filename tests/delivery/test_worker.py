@@ -151,7 +151,10 @@ def test_a_refused_reader_is_rejected_and_the_others_get_their_letters(campaign,
     )
     run_slice(clock)
     assert statuses(campaign) == {"sent": 11, "rejected": 1}
-    assert [s.address_key for s in Suppression.in_force()] == ["reader5@example.org"]
+    coordinate(clock)
+    (suppression,) = Suppression.in_force()
+    assert suppression.address_key == "reader5@example.org"
+    assert suppression.evidence == "550 5.1.1 User unknown"
 
 
 def test_a_provider_that_raises_leaves_its_letter_unconfirmed_and_the_rest_goes_on(campaign, clock):
