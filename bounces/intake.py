@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from django.db import InterfaceError, OperationalError, transaction
+from django.db import InterfaceError, OperationalError, connection, transaction
 from django.db.models import F
 
 from bounces.classification import judge
@@ -230,15 +230,37 @@ def _record(readings: dict[int, Reading], now: datetime) -> dict[int, Verdict]:
     correlate_all(cases, now)
     tripped = Breaker.is_tripped() if cases else False
     apply([case for case in cases if _decide(case, tripped)], now)
-    ReceivedMail.objects.bulk_update(mails, EXAMINED_FIELDS)
+    write_examined(mails, now)
     for mail in mails:
         logger.info("bounces.examined", extra={"received_mail": mail.pk, "verdict": mail.verdict})
     return closed | {mail.pk: Verdict(mail.verdict) for mail in mails}
 
 
-EXAMINED_FIELDS = [
-    "examined_at", "sender", "subject", "detector", "detector_version", "verdict", "remark"
-]  # fmt: skip
+def write_examined(mails: Sequence[ReceivedMail], now: datetime) -> None:
+    """Saves what ``note_reading`` and ``_decide`` changed, of all mails in one statement.
+
+    Not bulk_update: compiling its CASE for each field took longer than all else in the batch.
+    """
+    if not mails:
+        return
+    changes = ", ".join(
+        f"{name} = new.column{place}" for place, name in enumerate(EXAMINED_FIELDS, start=2)
+    )
+    row = f"({', '.join(['%s'] * (1 + len(EXAMINED_FIELDS)))})"
+    values = [
+        value
+        for mail in mails
+        for value in (mail.pk, *(getattr(mail, name) for name in EXAMINED_FIELDS))
+    ]
+    statement = (
+        f"UPDATE {ReceivedMail._meta.db_table} AS mail SET examined_at = %s, {changes}"  # noqa: S608
+        f" FROM (VALUES {', '.join([row] * len(mails))}) AS new WHERE mail.id = new.column1"
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(statement, [connection.ops.adapt_datetimefield_value(now), *values])
+
+
+EXAMINED_FIELDS = ("sender", "subject", "detector", "detector_version", "verdict", "remark")
 
 
 def note_reading(mail: ReceivedMail, reading: Reading, now: datetime) -> Case | None:
