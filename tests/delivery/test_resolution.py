@@ -3,11 +3,14 @@
 
 import asyncio
 from datetime import timedelta
+from random import Random
 
 import httpx
 import pytest
 
+from campaigns.models import Suppression
 from delivery import limits
+from delivery.composing import message_id_of
 from delivery.conf import delivery_settings
 from delivery.models import Delivery, Resolution
 from delivery.outcomes import Phase, Reply, Unavailable, Unconfirmed
@@ -29,7 +32,7 @@ from tests.delivery.conftest import (
     statuses,
 )
 from tests.delivery.graph_world import World, world  # noqa: F401
-from tests.emulators.graph import Answer, Fault
+from tests.emulators.graph import Answer, Fault, parsed
 
 REPLY = Reply(Phase.HTTP, None, "?")
 FROM = "news@example.org"
@@ -252,3 +255,50 @@ def test_a_look_that_nobody_answers_proves_nothing_and_is_made_again(graph_world
     work(graph_world, clock)
     rest_and_work(graph_world, clock, 15)
     assert statuses(campaign) == {"sent": 5}
+
+
+FAULTS = [
+    lambda done: {"answer": Answer.error(503, "CommandConcurrencyLimitReached"), "done": done},
+    lambda done: {"answer": Answer.error(504, "UnknownError"), "done": done},
+    lambda done: {"answer": Answer.error(500, "ErrorInternalServerError"), "done": done},
+    lambda done: {"drop": httpx.ReadTimeout, "done": done},
+    lambda done: {"drop": httpx.RemoteProtocolError, "done": done},
+    lambda done: {"drop": httpx.ConnectError},
+    lambda done: {"answer": Answer.error(429, "TooManyRequests", "", retry_after="7")},
+    lambda done: {"answer": Answer.error(404, "ErrorNonExistentMailbox")},
+    lambda done: {"answer": Answer.error(429, "ErrorTooManyObjectsOpened")},
+    lambda done: {"answer": Answer(200), "done": done},
+]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_with_random_faults_of_all_kinds_each_letter_leaves_once_or_is_listed_as_in_doubt(
+    graph_world, campaign, mailing_list, clock, seed
+):
+    dice = Random(seed)
+    graph_world.emulator.visible_after = timedelta(seconds=dice.choice([0, 20, 200]))
+    make_readers(mailing_list, 80, "more")
+    larger = make_campaign(mailing_list, clock(), name="Large", provider="graph")
+    coordinate(clock)
+    emulator = graph_world.emulator
+    for _ in range(600):
+        if dice.random() < 0.3:
+            fault = dice.choice(FAULTS)(dice.random() < 0.5)
+            emulator.faults = [Fault("sendMail", skip=dice.randrange(3), **fault)]
+        rest_and_work(graph_world, clock, 1)
+        left = Delivery.objects.filter(status__in=["queued", "claimed", "sending", "deferred"])
+        if not left.exists():
+            break
+    emulator.faults = []
+    rest_and_work(graph_world, clock, 50)
+    counted = statuses(larger)
+    assert set(counted) <= {"sent", "unconfirmed"}
+    assert sum(counted.values()) == 85
+    sent = set(Delivery.objects.filter(status="sent").values_list("campaign_id", "rcpt_to"))
+    left = [(parsed(one.content)["Message-ID"], one.recipients[0]) for one in emulator.delivered]
+    assert len(set(left)) == len(left) == len(sent)
+    assert {address for _id, address in left} == {address for _campaign, address in sent}
+    # Nobody who got the letter is listed as in doubt, and nobody's address was marked.
+    for doubt in Delivery.objects.filter(status="unconfirmed"):
+        assert message_id_of(doubt.id, doubt.campaign_id) not in {own for own, _ in left}
+    assert not Suppression.objects.exists()
