@@ -22,11 +22,14 @@ from delivery.models import ProviderState, QuotaWindow, RateBucket, WorkerLease
 from delivery.outcomes import Unavailable
 from delivery.permits import Usage, next_at, plan, step_end
 from delivery.rates import Limit, LimitKind
+from delivery.replies.graph import TOTAL_SILENCE_RULE
 
 Clock = Callable[[], datetime]
 
 FIRST_PAUSE = timedelta(seconds=30)
 LONGEST_PAUSE = timedelta(minutes=15)
+# A second total silence within this time lasts twice as long.
+SILENCE_IS_REMEMBERED = timedelta(days=1)
 # How long after its moment a permit may be used. A worker that was held up returns the letter.
 SHELF_LIFE = timedelta(seconds=15)
 # How long after its end a killed process's last octets may still arrive.
@@ -229,6 +232,8 @@ def pause(alias: str, trouble: Unavailable, now: datetime) -> None:
         return  # nothing was asked of the provider: the letter came too late for its permit
     state = state_of(alias)
     wait = trouble.retry_after or min(FIRST_PAUSE * 2 ** min(state.failures, 10), LONGEST_PAUSE)
+    if _is_again(state, trouble, now):
+        wait *= 2
     because = {"because": str(trouble.reply), "rule": trouble.rule, "paused_at": now}
     row = ProviderState.objects.filter(alias=alias, stopped=False)
     if trouble.needs_a_person:
@@ -240,6 +245,17 @@ def pause(alias: str, trouble: Unavailable, now: datetime) -> None:
     )
     row.filter(Q(paused_until__isnull=True) | Q(paused_until__lt=now + wait)).update(
         paused_until=now + wait, **because
+    )
+
+
+def _is_again(state: ProviderState, trouble: Unavailable, now: datetime) -> bool:
+    """Whether total silence was not enough: the same trouble within a day of the last pause."""
+    return (
+        trouble.rule == state.rule == TOTAL_SILENCE_RULE
+        and state.paused_at is not None
+        and state.paused_at > now - SILENCE_IS_REMEMBERED
+        and state.paused_until is not None
+        and state.paused_until <= now
     )
 
 

@@ -302,3 +302,16 @@ def test_with_random_faults_of_all_kinds_each_letter_leaves_once_or_is_listed_as
     for doubt in Delivery.objects.filter(status="unconfirmed"):
         assert message_id_of(doubt.id, doubt.campaign_id) not in {own for own, _ in left}
     assert not Suppression.objects.exists()
+
+
+def test_07_a_second_silence_within_a_day_lasts_twice_as_long(clock):
+    trouble = Unavailable(REPLY, timedelta(minutes=35), rule="total silence")
+    limits.pause("graph", trouble, clock())
+    limits.pause("graph", trouble, clock())
+    assert limits.state_of("graph").paused_until == clock() + timedelta(minutes=35)
+    clock.advance(hours=2)
+    limits.pause("graph", trouble, clock())
+    assert limits.state_of("graph").paused_until == clock() + timedelta(minutes=70)
+    clock.advance(days=2)
+    limits.pause("graph", trouble, clock())
+    assert limits.state_of("graph").paused_until == clock() + timedelta(minutes=35)
