@@ -9,11 +9,12 @@ from random import Random
 
 from django_q.tasks import async_task
 
-from delivery import alerts
+from delivery import alerts, leases
 from delivery.clocks import database_now, shared_clock
 from delivery.conf import delivery_settings
 from delivery.coordinator import coordinate as coordinate_once
 from delivery.installation import Standing, check_in
+from delivery.wakeups import wake_at
 from delivery.worker import PATIENCE, Worker
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,13 @@ def coordinate() -> str:
     return "done"
 
 
+def wake_again(alias: str) -> str:
+    """A limit or a pause is over: as many workers as have a place."""
+    free = leases.free_places(alias, delivery_settings().workers_for(alias))
+    wake_workers(alias, free)
+    return f"{free} workers"
+
+
 def run_worker(alias: str) -> str:
     """One slice for a provider; queues its successor while work is near, or else the coordinator,
     who finishes campaigns and knows what comes next."""
@@ -77,4 +85,6 @@ def run_worker(alias: str) -> str:
         wake_coordinator()
     elif done.wait_until <= clock() + PATIENCE:
         wake_workers(alias)
+    else:
+        wake_at(alias, done.wait_until, clock())
     return f"{done.sent} letters"
