@@ -278,7 +278,7 @@ def run(stack: ExitStack, var: Path, options: argparse.Namespace) -> None:
             "--worker-class",
             "gthread",
             log=var / "web.log",
-        )  # fmt: skip
+        )
     )
     campaign = Campaign.objects.create(
         name="Measured",

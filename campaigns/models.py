@@ -53,7 +53,7 @@ class MailingList(models.Model):
 
 
 class Subscriber(models.Model):
-    """One reader. ``email`` is what we write to; ``address_key`` is what makes two spellings one."""
+    """One reader. ``email`` is what we write to; ``address_key`` makes two spellings one."""
 
     email = models.EmailField(_("address"), max_length=254)
     address_key = models.CharField(max_length=254, unique=True, editable=False)
@@ -78,15 +78,15 @@ class Subscriber(models.Model):
     def __str__(self) -> str:
         return self.email
 
-    def clean(self) -> None:
-        """Normalises the address; ValidationError with the reason when it is not one."""
-        self.email = normalise_address(self.email)
-        self.address_key = address_key(self.email)
-
     def save(self, *args: Any, **kwargs: Any) -> None:
         # Derived, not a rule: the key is always that of the address.
         self.address_key = address_key(self.email)
         super().save(*args, **kwargs)
+
+    def clean(self) -> None:
+        """Normalises the address; ValidationError with the reason when it is not one."""
+        self.email = normalise_address(self.email)
+        self.address_key = address_key(self.email)
 
 
 class Subscription(models.Model):

@@ -45,7 +45,7 @@ def compose(
 
 
 def _compose(claimed: Claimed, now: datetime) -> OutgoingMessage:
-    letter, from_email = _letter(claimed.edition_id)
+    letter = _letter(claimed.edition_id)
     message_id = message_id_of(claimed.id, claimed.campaign_id)
     content = letter.render(
         Addressee(
@@ -85,7 +85,6 @@ def message_id_of(delivery_id: int, campaign_id: int) -> str:
 
 
 @lru_cache(maxsize=16)
-def _letter(edition_id: int) -> tuple[Letter, str]:
-    """The letter and its From address, read and compiled once a process."""
-    edition = Edition.objects.get(pk=edition_id)
-    return letter_of(edition), edition.from_email
+def _letter(edition_id: int) -> Letter:
+    """An edition never changes once it is written, so it is read and compiled once a process."""
+    return letter_of(Edition.objects.get(pk=edition_id))
