@@ -153,18 +153,20 @@ def open_campaigns(provider: str) -> list[int]:
 
 
 def claim(lease: Lease, campaign_ids: Sequence[int], wanted: int, now: datetime) -> list[Claimed]:
-    """Claims up to ``wanted`` due letters under this lease: test letters first, then a fair share
-    of each campaign. A reader who has meanwhile unsubscribed or was suppressed is SUPPRESSED by
-    the same transaction that would have claimed the letter.
+    """Claims up to ``wanted`` due letters under this lease: test letters first, then the campaigns
+    by their priority, with a fair share of each among equals. A reader who has meanwhile
+    unsubscribed or was suppressed is SUPPRESSED by the same transaction that would have claimed
+    the letter.
     """
     with transaction.atomic():
         rows = _lock_due(_OF_TESTS, [lease.provider], wanted, now)
-        left = len(campaign_ids)
-        for campaign_id in campaign_ids:
-            share = -(-(wanted - len(rows)) // left)
-            if share > 0:
-                rows += _lock_due(_OF_A_CAMPAIGN, [campaign_id], share, now)
-            left -= 1
+        for equals in _by_priority(campaign_ids):
+            left = len(equals)
+            for campaign_id in equals:
+                share = -(-(wanted - len(rows)) // left)
+                if share > 0:
+                    rows += _lock_due(_OF_A_CAMPAIGN, [campaign_id], share, now)
+                left -= 1
         stay = [row for row in rows if row.is_wanted]
         unwanted = [row for row in rows if not row.is_wanted]
         tally = Tally(lease.slot + 1)
@@ -172,6 +174,19 @@ def claim(lease: Lease, campaign_ids: Sequence[int], wanted: int, now: datetime)
         _move_waiting(stay, _S.CLAIMED, lease, now, tally)
         tally.write()
     return [_claimed(row) for row in stay]
+
+
+def _by_priority(campaign_ids: Sequence[int]) -> list[list[int]]:
+    """The campaigns in groups of one priority, the highest first; in their order within each."""
+    if len(campaign_ids) < 2:
+        return [list(campaign_ids)]
+    priorities = dict(
+        Campaign.objects.filter(pk__in=campaign_ids).values_list("pk", "priority").order_by()
+    )
+    groups: dict[int, list[int]] = {}
+    for campaign_id in campaign_ids:
+        groups.setdefault(priorities.get(campaign_id, 0), []).append(campaign_id)
+    return [groups[priority] for priority in sorted(groups, reverse=True)]
 
 
 class _Due(NamedTuple):

@@ -14,7 +14,7 @@ from delivery.models import Attempt, Delivery
 from delivery.outcomes import Accepted, Deferred, Phase, Rejected, Reply
 from delivery.settlement import Settlement
 from delivery.states import DeliveryStatus
-from tests.delivery.conftest import make_campaign, make_readers, statuses
+from tests.delivery.conftest import coordinate, make_campaign, make_readers, statuses
 
 pytestmark = pytest.mark.django_db
 
@@ -95,8 +95,6 @@ def test_two_workers_never_claim_the_same_letter(campaign, lease, other_lease, n
 
 @pytest.mark.django_db(transaction=True)
 def test_many_claimers_at_once_share_the_queue_without_overlap(mailing_list, clock):
-    from tests.delivery.conftest import coordinate
-
     make_readers(mailing_list, 300)
     campaign = make_campaign(mailing_list, clock())
     coordinate(clock)
@@ -146,17 +144,25 @@ def test_a_lifted_suppression_suppresses_nobody(campaign, lease, readers, now):
 
 
 def test_two_campaigns_get_a_fair_share(mailing_list, campaign, lease, clock):
-    from tests.delivery.conftest import coordinate
-
     other = make_campaign(mailing_list, clock(), name="June")
     coordinate(clock)
     claims = queue.claim(lease, [campaign.pk, other.pk], 10, clock())
     assert Counter(c.campaign_id for c in claims) == {campaign.pk: 5, other.pk: 5}
 
 
-def test_what_one_campaign_cannot_use_the_other_gets(mailing_list, campaign, lease, clock):
-    from tests.delivery.conftest import coordinate
+def test_a_higher_priority_goes_first_and_equals_share(mailing_list, campaign, clock, lease):
+    urgent = make_campaign(mailing_list, clock(), name="Urgent")
+    equal = make_campaign(mailing_list, clock(), name="Equal")
+    Campaign.objects.filter(pk__in=[urgent.pk, equal.pk]).update(priority=10)
+    coordinate(clock)
+    claims = queue.claim(lease, queue.open_campaigns("default"), 8, clock())
+    assert sorted({claimed.campaign_id for claimed in claims}) == [urgent.pk, equal.pk]
+    assert [c.campaign_id for c in claims].count(urgent.pk) == 4
+    rest = queue.claim(lease, queue.open_campaigns("default"), 30, clock())
+    assert [c.campaign_id for c in rest].count(campaign.pk) == 12
 
+
+def test_what_one_campaign_cannot_use_the_other_gets(mailing_list, campaign, lease, clock):
     Delivery.objects.filter(pk__gt=Delivery.objects.order_by("pk")[1].pk).delete()
     other = make_campaign(mailing_list, clock(), name="June")
     coordinate(clock)
