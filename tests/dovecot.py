@@ -1,0 +1,193 @@
+"""A real Dovecot (IMAP and POP3) on free ports, with its configuration in a folder of the test.
+
+The distribution's binary, without its service: it listens on 127.0.0.1 only, and ends with the
+block. Accounts need no password file: every name may log in with PASSWORD, or by XOAUTH2 with
+TOKEN, which a small introspection server of ours confirms (RFC 7662).
+"""
+
+from __future__ import annotations
+
+import grp
+import json
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+PASSWORD = "correct-horse"
+TOKEN = "a-fresh-access-token"
+BINARY = shutil.which("dovecot") or shutil.which("dovecot", path="/usr/sbin:/usr/local/sbin")
+
+
+@dataclass(frozen=True, slots=True)
+class Dovecot:
+    """``ca_file`` signed its certificate, which is for localhost."""
+
+    imap: int
+    imaps: int
+    pop3: int
+    pop3s: int
+    mail: Path
+    ca_file: Path
+
+    def maildir(self, user: str) -> Path:
+        """The user's INBOX, as a mail server delivers into it."""
+        return self.mail / user
+
+
+@contextmanager
+def dovecot(folder: Path) -> Iterator[Dovecot]:
+    assert BINARY, "check BINARY first"
+    # Dovecot's own processes run as somebody without rights where the tests run as root.
+    user = "nobody" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
+    group = grp.getgrgid(pwd.getpwnam(user).pw_gid).gr_name
+    ports = free_ports(4)
+    certificate(folder)
+    mail = folder / "mail"
+    mail.mkdir()
+    shutil.chown(mail, user, group)
+    for parent in [folder, *folder.parents]:
+        if parent.stat().st_uid == os.getuid() and parent != Path("/"):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Introspection)
+    Thread(target=server.serve_forever, daemon=True).start()
+    (folder / "oauth2.conf").write_text(
+        f"introspection_mode = post\nintrospection_url = http://127.0.0.1:{server.server_port}/\n"
+        "username_attribute = username\nactive_attribute = active\nactive_value = true\n"
+    )
+    config = folder / "dovecot.conf"
+    config.write_text(configuration(folder, user, group, ports))
+    process = subprocess.Popen([BINARY, "-F", "-c", str(config)], stderr=subprocess.DEVNULL)
+    try:
+        for port in ports:
+            wait_for(port, process, folder)
+        yield Dovecot(*ports, mail=mail, ca_file=folder / "cert.pem")
+    finally:
+        process.terminate()
+        process.wait(20)
+        server.shutdown()
+        server.server_close()
+
+
+def configuration(folder: Path, user: str, group: str, ports: list[int]) -> str:
+    imap, imaps, pop3, pop3s = ports
+    return f"""
+protocols = imap pop3
+listen = 127.0.0.1
+base_dir = {folder}/run
+state_dir = {folder}/state
+log_path = {folder}/dovecot.log
+default_internal_user = {user}
+default_internal_group = {group}
+default_login_user = {user}
+mail_location = maildir:{folder}/mail/%u
+first_valid_uid = 1
+first_valid_gid = 1
+mail_uid = {user}
+mail_gid = {group}
+ssl = yes
+ssl_cert = <{folder}/cert.pem
+ssl_key = <{folder}/key.pem
+ssl_min_protocol = TLSv1.2
+disable_plaintext_auth = no
+auth_mechanisms = plain login xoauth2
+maildir_very_dirty_syncs = no
+passdb {{
+  driver = oauth2
+  mechanisms = xoauth2
+  args = {folder}/oauth2.conf
+}}
+passdb {{
+  driver = static
+  args = password={PASSWORD}
+}}
+userdb {{
+  driver = static
+  args = uid={user} gid={group} home={folder}/mail/%u
+}}
+service anvil {{
+  chroot =
+}}
+service imap-login {{
+  chroot =
+  inet_listener imap {{
+    port = {imap}
+  }}
+  inet_listener imaps {{
+    port = {imaps}
+    ssl = yes
+  }}
+}}
+service pop3-login {{
+  chroot =
+  inet_listener pop3 {{
+    port = {pop3}
+  }}
+  inet_listener pop3s {{
+    port = {pop3s}
+    ssl = yes
+  }}
+}}
+service stats {{
+  chroot =
+}}
+"""
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def certificate(folder: Path) -> None:
+    """Self-signed, for localhost: the tests check it like any other."""
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
+         "-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")],
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+
+
+def wait_for(port: int, process: subprocess.Popen[bytes], folder: Path) -> None:
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            break
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    log = folder / "dovecot.log"
+    raise RuntimeError(f"Dovecot did not start: {log.read_text() if log.exists() else 'no log'}")
+
+
+class Introspection(BaseHTTPRequestHandler):
+    """RFC 7662: TOKEN is good, and it is everybody's."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", "0"))).decode()
+        answer = {"active": TOKEN in body, "username": "oauth"}
+        octets = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(octets)))
+        self.end_headers()
+        self.wfile.write(octets)
+
+    def log_message(self, format: str, *args: object) -> None: ...
