@@ -9,9 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Warning, register
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.db import connections
 
 from delivery.conf import read_settings
+
+# Beyond it, one writer at a time is felt (facts: performance).
+MOST_READERS_ON_SQLITE = 100_000
 
 
 @register
@@ -48,4 +52,33 @@ def check_delivery_settings(app_configs: Any = None, **kwargs: Any) -> list[Chec
                 id="delivery.E027",
             )
         )
+    return found
+
+
+@register(Tags.database)
+def check_size_of_sqlite(
+    app_configs: Any = None, databases: Any = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """A warning when the embedded database has outgrown what it is meant for. Looks into the
+    database, so it runs with ``migrate`` and ``check --database default`` only."""
+    if "default" not in (databases or ()) or connections["default"].vendor != "sqlite":
+        return []
+    from campaigns.models import Subscriber
+    from delivery.models import WorkerLease
+
+    tables = connections["default"].introspection.table_names()
+    if not {Subscriber._meta.db_table, WorkerLease._meta.db_table} <= set(tables):
+        return []  # before the first migration
+    hint = "Move to PostgreSQL: docs/operators-guide.md tells how."
+    found: list[CheckMessage] = []
+    one_too_many = slice(MOST_READERS_ON_SQLITE, MOST_READERS_ON_SQLITE + 1)
+    if Subscriber.objects.order_by("pk").values_list("pk")[one_too_many]:
+        text = f"SQLite holds more than {MOST_READERS_ON_SQLITE:,} readers."
+        found.append(Warning(text, hint=hint, id="delivery.W001"))
+    holders = WorkerLease.objects.exclude(holder="").values_list("holder", flat=True)
+    if len({holder.rpartition(":")[0] for holder in holders}) > 1:
+        text = (
+            "Workers of several hosts use one SQLite file; its locks reach over no network."
+        )
+        found.append(Warning(text, hint=hint, id="delivery.W002"))
     return found

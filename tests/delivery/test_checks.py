@@ -3,9 +3,12 @@
 from datetime import timedelta
 
 import pytest
+from django.db import connection
 
-from delivery.checks import check_delivery_settings
+from campaigns.models import Subscriber
+from delivery.checks import check_delivery_settings, check_size_of_sqlite
 from delivery.conf import DeliverySettings, read_settings
+from delivery.models import WorkerLease
 
 SMTP = "delivery.providers.smtp.SMTPProvider"
 GOOD = {
@@ -145,3 +148,21 @@ def test_a_password_stands_in_no_message_and_no_repr(settings):
         GOOD | provider(OPTIONS={"host": "x", "username": "p", "password": "s3cret"})
     )
     assert "s3cret" not in f"{found}{understood!r}"
+
+
+@pytest.mark.django_db
+def test_a_small_embedded_database_on_one_host_is_no_warning():
+    assert check_size_of_sqlite(databases=["default"]) == []
+
+
+@pytest.mark.django_db
+def test_an_embedded_database_that_was_outgrown_is_a_warning_and_no_other_is(monkeypatch):
+    monkeypatch.setattr("delivery.checks.MOST_READERS_ON_SQLITE", 2)
+    for number in range(3):
+        Subscriber.objects.create(email=f"reader{number}@example.org")
+    for number, host in enumerate(["one:1", "one:2", "two:1"]):
+        WorkerLease.objects.create(provider="default", slot=number, claim_key=number, holder=host)
+    found = check_size_of_sqlite(databases=["default"])
+    outgrown = ["delivery.W001", "delivery.W002"] if connection.vendor == "sqlite" else []
+    assert [message.id for message in found] == outgrown
+    assert check_size_of_sqlite() == []
