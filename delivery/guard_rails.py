@@ -208,9 +208,8 @@ def suppress_held(campaign_id: int, *, by: object = None) -> int:
 
 def drop_held(campaign_id: int) -> int:
     """The trouble was ours, says a person: nobody is suppressed by it; how many were let be."""
-    return Attempt.objects.filter(pk__in=list(held_back(campaign_id).values("pk"))).update(
-        suppression=_D.DROPPED
-    )
+    ids = list(held_back(campaign_id).values_list("pk", flat=True))
+    return Attempt.objects.filter(pk__in=ids).update(suppression=_D.DROPPED)
 
 
 def _suppress(attempts: QuerySet[Attempt], *, by: object = None) -> int:
