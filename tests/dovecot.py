@@ -113,8 +113,13 @@ userdb {{
   driver = static
   args = uid={user} gid={group} home={folder}/mail/%u
 }}
+# Wrong passwords are part of the tests, and must not make the next login wait.
+auth_failure_delay = 0
 service anvil {{
   chroot =
+  unix_listener anvil-auth-penalty {{
+    mode = 0
+  }}
 }}
 service imap-login {{
   chroot =

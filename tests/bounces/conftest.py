@@ -21,7 +21,10 @@ Deliver = Callable[..., Delivery]
 
 @pytest.fixture(autouse=True)
 def _settings(settings, tmp_path: Path) -> None:
-    settings.CAMPAIGNS = {"TOKEN_KEYS": {1: "a secret"}, "MESSAGE_ID_DOMAIN": "news.example.org"}
+    settings.CAMPAIGNS = {
+        "TOKEN_KEYS": {1: "a secret for the tests"},
+        "MESSAGE_ID_DOMAIN": "news.example.org",
+    }
     settings.DELIVERY = {
         "RETURN_PATH": "bounce+{token}@bounces.example.org",
         "PROVIDERS": settings.DELIVERY["PROVIDERS"],
@@ -79,12 +82,12 @@ def deliver(campaign: Campaign, now: datetime) -> Deliver:
     return make
 
 
-def token(purpose: Purpose, delivery_id: int, key: str = "a secret") -> str:
+def token(purpose: Purpose, delivery_id: int, key: str = "a secret for the tests") -> str:
     return TokenSigner({1: key.encode()}).sign(purpose, delivery_id)
 
 
 def return_path(delivery: Delivery) -> str:
-    assert campaign_settings().token_keys == {1: b"a secret"}
+    assert campaign_settings().token_keys == {1: b"a secret for the tests"}
     return f"bounce+{token(Purpose.RETURN_PATH, delivery.pk)}@bounces.example.org"
 
 
