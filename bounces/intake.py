@@ -39,6 +39,7 @@ from campaigns.addresses import address_key
 from campaigns.models import Suppression
 from campaigns.states import SubscriptionStatus, SuppressionReason
 from campaigns.unsubscribe import Link, subscribed
+from delivery import doubts
 from delivery.models import Delivery
 from delivery.queue import mark_all_bounced
 
@@ -340,7 +341,9 @@ def apply(cases: Sequence[Case], now: datetime) -> None:
     Bounce.objects.bulk_create([row for case in cases for row in case.rows])
     _suppress([case for case in cases if case.ruling])
     for case in cases:
-        if case.ruling and not case.is_bounce:
+        if case.delivery and case.ruling and not case.is_bounce:
+            # Whoever complains about a letter has it.
+            doubts.confirm(case.delivery.pk, "A complaint about it came back.", now)
             _unsubscribe(case)
     _alert(cases, now)
 

@@ -32,8 +32,10 @@ def tell_what_came_back(sender: Any, delivery: Delivery, **kwargs: Any) -> list[
 @receiver(complaints_asked)
 def count_complaints(sender: Any, campaign_id: int, **kwargs: Any) -> int:
     """How many letters of a campaign their readers complained about."""
-    complaints = Bounce.objects.filter(campaign_id=campaign_id, kind=Kind.COMPLAINT)
-    return complaints.filter(delivery__isnull=False).values("delivery").distinct().count()
+    complaints = Bounce.objects.filter(
+        campaign_id=campaign_id, kind=Kind.COMPLAINT, replaced=False, delivery__isnull=False
+    )
+    return complaints.values("delivery").distinct().count()
 
 
 @receiver(bounced_asked)

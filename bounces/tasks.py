@@ -8,6 +8,9 @@ from django_q.tasks import async_task
 from bounces.conf import bounce_settings
 from bounces.intake import forget_raw
 from bounces.poller import poll
+from delivery.conf import delivery_settings
+from delivery.installation import Standing, check_in
+from delivery.tasks import SENDING_IS_OFF
 
 
 def poll_mailboxes() -> str:
@@ -20,9 +23,12 @@ def poll_mailboxes() -> str:
 
 
 def poll_mailbox(name: str) -> str:
-    """One poll. A task that comes twice, or while another one is at it, does nothing."""
+    """One poll. A task that comes twice, or while another one is at it, does nothing. Where sending
+    is off nothing is fetched either: a copy must not empty the original's mailbox."""
     if name not in bounce_settings().mailboxes:
         return f"no mailbox is called {name!r} any more"
+    if check_in(delivery_settings(), timezone.now()) is not Standing.OURS:
+        return SENDING_IS_OFF
     return str(poll(name, timezone.now()))
 
 
