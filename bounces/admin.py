@@ -3,13 +3,16 @@ it is escaped by format_html and by Django's templates, and never marked as safe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import Model, QuerySet
-from django.http import HttpRequest
-from django.urls import reverse
+from django.contrib.admin import EmptyFieldListFilter
+from django.db.models import F, Model, QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.html import format_html
@@ -19,8 +22,19 @@ from unfold.admin import ModelAdmin, TabularInline
 from unfold.contrib.filters.admin import ChoicesDropdownFilter, RelatedDropdownFilter
 from unfold.decorators import display
 
+from bounces import admin_pages
 from bounces.detectors.mime import to_text
-from bounces.models import Bounce, BounceClassChoices, MailboxState, ReceivedMail, Verdict
+from bounces.models import (
+    Alert,
+    AlertKind,
+    Bounce,
+    BounceClassChoices,
+    Breaker,
+    MailboxState,
+    ReceivedMail,
+    Verdict,
+)
+from campaigns.models import Campaign
 
 # Of a mail's 256 KB a person reads the beginning.
 MOST_SHOWN_CHARACTERS = 64 * 1024
@@ -65,8 +79,28 @@ def on_one_line(at: datetime) -> SafeString:
     return format_html('<span class="whitespace-nowrap">{}</span>', words)
 
 
+class OwnPages:
+    """Pages of ours beside Django's: (route, name, view of admin_pages)."""
+
+    pages: tuple[tuple[str, str, Callable[..., HttpResponse]], ...] = ()
+    admin_site: Any
+
+    def get_urls(self) -> list[URLPattern]:
+        urls: list[URLPattern] = super().get_urls()  # type: ignore[misc]
+        return [
+            path(route, self.admin_site.admin_view(partial(view, self)), name=name)
+            for route, name, view in self.pages
+        ] + urls
+
+
 @admin.register(Bounce)
-class BounceAdmin(ReadOnly, ModelAdmin):
+class BounceAdmin(OwnPages, ReadOnly, ModelAdmin):
+    pages = (
+        ("charts/", "bounces_charts", admin_pages.chart_page),
+        ("<int:pk>/undo/", "bounces_bounce_undo", admin_pages.undo_suppression),
+    )
+    list_before_template = "admin/bounces/list_head.html"
+    change_form_outer_before_template = "admin/bounces/bounce_actions.html"
     list_display = (
         "recipient",
         "campaign",
@@ -105,6 +139,9 @@ class BounceAdmin(ReadOnly, ModelAdmin):
         "diagnostic_as_written",
         "counted",
         "suppressed",
+        "replaced",
+        "undone_at",
+        "undone_by",
         "at",
     )
     readonly_fields = fields
@@ -162,7 +199,15 @@ class BouncesOfMail(ReadOnly, TabularInline):
 
 
 @admin.register(ReceivedMail)
-class ReceivedMailAdmin(ReadOnly, ModelAdmin):
+class ReceivedMailAdmin(OwnPages, ReadOnly, ModelAdmin):
+    pages = (
+        ("which/", "bounces_which", admin_pages.which_detector),
+        ("<int:pk>/again/", "bounces_receivedmail_again", admin_pages.examine_again),
+        ("<int:pk>/document/", "bounces_receivedmail_document", admin_pages.mail_document),
+    )
+    list_before_template = "admin/bounces/list_head.html"
+    change_form_outer_before_template = "admin/bounces/mail_actions.html"
+    change_form_outer_after_template = "admin/bounces/mail_frame.html"
     list_display = ("title", "sender", "mailbox", "verdict_label", "remark", "when")
     list_fullwidth = True
     list_filter = (("verdict", ChoicesDropdownFilter), "mailbox")
@@ -179,6 +224,7 @@ class ReceivedMailAdmin(ReadOnly, ModelAdmin):
         "verdict_label",
         "remark",
         "detector",
+        "detector_version",
         "examined_at",
         "truncated",
         "raw_as_written",
@@ -222,6 +268,45 @@ class MailboxStateAdmin(ReadOnly, ModelAdmin):
         "due_at",
         "leased_until",
     )
+
+
+@admin.register(Alert)
+class AlertAdmin(OwnPages, ReadOnly, ModelAdmin):
+    """What only a person can mend; the open ones first."""
+
+    pages = (("<int:pk>/resolve/", "bounces_alert_resolve", admin_pages.resolve_alert),)
+    change_form_outer_before_template = "admin/bounces/alert_actions.html"
+    list_display = ("kind_label", "about", "message", "count", "last_at", "resolved_at")
+    list_filter = (("kind", ChoicesDropdownFilter), ("resolved_at", EmptyFieldListFilter))
+    ordering = (F("resolved_at").desc(nulls_first=True), "-last_at")
+    fields = readonly_fields = (
+        "kind",
+        "about",
+        "message",
+        "count",
+        "first_at",
+        "last_at",
+        "resolved_at",
+        "resolved_by",
+    )
+
+    @display(description=_("kind"), ordering="kind")
+    def kind_label(self, alert: Alert) -> str:
+        return alert.get_kind_display()
+
+    @display(description=_("about"))
+    def about(self, alert: Alert) -> SafeString | str:
+        if alert.kind == AlertKind.BLOCKED and alert.subject.isdecimal():
+            return link_to(Campaign.objects.filter(pk=int(alert.subject)).first())
+        return alert.subject or "-"
+
+
+@admin.register(Breaker)
+class BreakerAdmin(OwnPages, ReadOnly, ModelAdmin):
+    pages = (("<int:pk>/reset/", "bounces_breaker_reset", admin_pages.reset_breaker),)
+    change_form_outer_before_template = "admin/bounces/breaker_actions.html"
+    list_display = ("name", "count", "counting_since", "tripped_at")
+    fields = readonly_fields = ("name", "count", "counting_since", "tripped_at")
 
 
 def as_written(text: str) -> SafeString:

@@ -65,7 +65,7 @@ def take_in(
     uid_validity: str,
     fetched: Sequence[Fetched],
     now: datetime,
-    reader: ReadingProcess,
+    reader: ReadingProcess[Reading],
 ) -> list[Verdict]:
     """Stores mails and examines them; their verdicts, in the same order. Those that were taken in
     before are not stored again, and are examined only if that was never finished."""
@@ -117,7 +117,7 @@ def store(
     return before, list(rows.defer("raw"))
 
 
-def examine_again(mail: ReceivedMail, now: datetime, reader: ReadingProcess) -> Verdict:
+def examine_again(mail: ReceivedMail, now: datetime, reader: ReadingProcess[Reading]) -> Verdict:
     """Examines a mail whose verdict is still open: its examiner died, or its letter was not yet
     settled. A mail that keeps killing its examiner is given up."""
     if mail.verdict not in OPEN_VERDICTS:
@@ -129,7 +129,9 @@ def examine_again(mail: ReceivedMail, now: datetime, reader: ReadingProcess) -> 
     return examine([mail], now, reader)[0]
 
 
-def examine(mails: Sequence[ReceivedMail], now: datetime, reader: ReadingProcess) -> list[Verdict]:
+def examine(
+    mails: Sequence[ReceivedMail], now: datetime, reader: ReadingProcess[Reading]
+) -> list[Verdict]:
     """Reads stored mails and does what follows from them; their verdicts, in the same order.
 
     Whatever is in a mail, it does not raise: one that cannot be examined is kept as FAILED. A
@@ -230,7 +232,7 @@ def _record(readings: dict[int, Reading], now: datetime) -> dict[int, Verdict]:
     ]
     correlate_all(cases, now)
     tripped = Breaker.is_tripped() if cases else False
-    apply([case for case in cases if _decide(case, tripped)], now)
+    apply([case for case in cases if decide(case, tripped)], now)
     write_examined(mails, now)
     for mail in mails:
         logger.info("bounces.examined", extra={"received_mail": mail.pk, "verdict": mail.verdict})
@@ -238,7 +240,7 @@ def _record(readings: dict[int, Reading], now: datetime) -> dict[int, Verdict]:
 
 
 def write_examined(mails: Sequence[ReceivedMail], now: datetime) -> None:
-    """Saves what ``note_reading`` and ``_decide`` changed, of all mails in one statement.
+    """Saves what ``note_reading`` and ``decide`` changed, of all mails in one statement.
 
     Not bulk_update: compiling its CASE for each field took longer than all else in the batch.
     """
@@ -294,7 +296,7 @@ def correlate_all(cases: Sequence[Case], now: datetime) -> None:
             case.correlation = judge_letter(letter, case.mail.received_at, now)
 
 
-def _decide(case: Case, tripped: bool) -> bool:
+def decide(case: Case, tripped: bool) -> bool:
     """Sets the verdict; False where nothing of the mail is written down yet, or at all."""
     finding = case.correlation.finding
     case.mail.remark = "" if finding is Finding.MATCHED else str(finding)
@@ -429,8 +431,8 @@ def _suppression(case: Case, delivery: Delivery, reason: SuppressionReason) -> S
 
 
 def evidence_of(bounce: Bounce) -> str:
-    """How a suppression names the bounce that led to it."""
-    return f"{bounce.get_kind_display()} {bounce.pk} ({bounce.status or bounce.action})"
+    """How a suppression names the bounce that led to it, whatever the language of the page."""
+    return f"{bounce.kind} {bounce.pk} ({bounce.status or bounce.action})"
 
 
 def _unsubscribe(case: Case) -> None:

@@ -30,6 +30,7 @@ from bounces.models import (
     ReceivedMail,
     Verdict,
 )
+from bounces.reading import Reading, read_whole
 from bounces.reading_process import ReadingProcess
 from bounces.report import printable
 
@@ -93,7 +94,7 @@ def poll(
         return result
     deadline = time.monotonic() + budget.total_seconds()
     try:
-        with ReadingProcess() as reader:
+        with ReadingProcess(read_whole) as reader:
             _examine_what_is_open(result, now, deadline, reader)
             _empty(mailbox_settings, result, now, deadline, reader)
     except DatabaseTrouble:
@@ -107,7 +108,7 @@ def poll(
 
 
 def _examine_what_is_open(
-    result: Poll, now: datetime, deadline: float, reader: ReadingProcess
+    result: Poll, now: datetime, deadline: float, reader: ReadingProcess[Reading]
 ) -> None:
     """Mails whose letters were not settled yet, or that were held back, together; and one by one
     those whose examiner died, since one of them may have killed it."""
@@ -136,7 +137,7 @@ def _empty(
     result: Poll,
     now: datetime,
     deadline: float,
-    reader: ReadingProcess,
+    reader: ReadingProcess[Reading],
 ) -> None:
     """What lies in the mailbox, batch by batch."""
     mailbox = settings.make()
@@ -187,7 +188,7 @@ def _take_batch(
     batch: Sequence[Fetched],
     result: Poll,
     now: datetime,
-    reader: ReadingProcess,
+    reader: ReadingProcess[Reading],
 ) -> None:
     if batch:
         result.verdicts.update(take_in(result.mailbox, validity, batch, now, reader))

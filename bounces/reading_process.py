@@ -14,13 +14,12 @@ import logging
 import os
 import resource
 import signal
+from collections.abc import Callable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Self
-
-from bounces.reading import Reading, read_whole
+from typing import Generic, Self, TypeVar, cast
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +32,22 @@ class UnreadableError(Exception):
     """The reading was stopped: too long, too much memory, or the child died of it."""
 
 
-class ReadingProcess:
-    """``with ReadingProcess() as reader: reader.read(raw)``. Not to be shared by threads."""
+Result = TypeVar("Result")
 
-    def __init__(self, seconds: float = SECONDS_PER_MAIL, memory: int = MEMORY_PER_MAIL) -> None:
+
+class ReadingProcess(Generic[Result]):
+    """``with ReadingProcess(read_whole) as reader: reader.read(raw)``. Not shared by threads.
+
+    ``function`` makes something of raw bytes that can be pickled.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[bytes], Result],
+        seconds: float = SECONDS_PER_MAIL,
+        memory: int = MEMORY_PER_MAIL,
+    ) -> None:
+        self._function = function
         self._seconds = seconds
         self._memory = memory
         self._child = 0
@@ -53,24 +64,24 @@ class ReadingProcess:
     ) -> None:
         self._stop()
 
-    def read(self, raw: bytes) -> Reading:
-        """What the configured detectors say of a raw mail. UnreadableError when it was stopped;
-        the next mail is read by a new child."""
+    def read(self, raw: bytes) -> Result:
+        """What the function makes of a raw mail. UnreadableError when it was stopped; the next
+        mail is read by a new child."""
         pipe = self._pipe or self._start()
         try:
             pipe.send_bytes(raw)
             if not pipe.poll(self._seconds):
                 raise UnreadableError(f"reading it took more than {self._seconds:g} seconds")
-            answer: Reading | str = pipe.recv()
+            succeeded, answer = pipe.recv()
         except (EOFError, OSError) as error:
             self._stop()
             raise UnreadableError("the process that read it died") from error
         except UnreadableError:
             self._stop()
             raise
-        if isinstance(answer, str):
+        if not succeeded:
             raise UnreadableError(answer)
-        return answer
+        return cast(Result, answer)
 
     def _start(self) -> Connection:
         ours, theirs = Pipe()
@@ -79,7 +90,7 @@ class ReadingProcess:
             try:
                 ours.close()
                 _confine(self._memory)
-                _serve(theirs)
+                _serve(theirs, self._function)
             finally:
                 # No clean-up of what belongs to the parent: database connections above all.
                 os._exit(0)
@@ -106,7 +117,7 @@ def _confine(memory: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (used + memory, most))
 
 
-def _serve(pipe: Connection) -> None:
+def _serve(pipe: Connection, function: Callable[[bytes], object]) -> None:
     """Reads mails until the parent closes its end, or is gone."""
     parent = os.getppid()
     while True:
@@ -120,7 +131,7 @@ def _serve(pipe: Connection) -> None:
         except EOFError:
             return
         try:
-            pipe.send(read_whole(raw))
+            pipe.send((True, function(raw)))
         except Exception as error:
             logger.exception("bounces.reading_failed")
-            pipe.send(f"{type(error).__name__}: {error}"[:500])
+            pipe.send((False, f"{type(error).__name__}: {error}"[:500]))

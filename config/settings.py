@@ -86,6 +86,7 @@ TEMPLATES = [
                 "django.template.context_processors.request",
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
+                "delivery.admin_alerts.banner",
             ],
         },
     },
@@ -369,12 +370,32 @@ UNFOLD = {
                         "icon": "inbox",
                         "link": reverse_lazy("admin:bounces_receivedmail_changelist"),
                     },
+                    {
+                        "title": _("Mailboxes"),
+                        "icon": "mark_as_unread",
+                        "link": reverse_lazy("admin:bounces_mailboxstate_changelist"),
+                    },
+                    {
+                        "title": _("Alerts"),
+                        "icon": "notification_important",
+                        "link": reverse_lazy("admin:bounces_alert_changelist"),
+                    },
+                    {
+                        "title": _("Breakers"),
+                        "icon": "electric_bolt",
+                        "link": reverse_lazy("admin:bounces_breaker_changelist"),
+                    },
                 ],
             },
             {
                 "title": _("Operation"),
                 "separator": True,
                 "items": [
+                    {
+                        "title": _("Alerts"),
+                        "icon": "notification_important",
+                        "link": reverse_lazy("admin:delivery_alert_changelist"),
+                    },
                     {
                         "title": _("Providers"),
                         "icon": "dns",

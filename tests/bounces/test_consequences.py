@@ -9,6 +9,7 @@ import pytest
 from bounces.intake import Fetched, take_in
 from bounces.models import Alert, Bounce, Breaker, ReceivedMail, Verdict
 from bounces.poller import poll
+from bounces.reading import read_whole
 from bounces.reading_process import ReadingProcess
 from campaigns.models import Campaign, MailingList, Subscriber, Subscription, Suppression
 from campaigns.states import SubscriptionStatus, SuppressionReason
@@ -195,7 +196,7 @@ def test_a_flood_of_forged_tokens_stops_all_marking_until_a_person_closes_it(
 ) -> None:
     settings.BOUNCES = settings.BOUNCES | {"MOST_FORGED_A_DAY": 60}
     letter = deliver()
-    with ReadingProcess() as reader:
+    with ReadingProcess(read_whole) as reader:
         flood = [Fetched(str(number), forged(number)) for number in range(60)]
         take_in("default", "v", flood[:59], now, reader)
         assert not Breaker.is_tripped()
@@ -263,7 +264,7 @@ def test_a_batch_does_what_its_mails_would_do_one_by_one(deliver: Deliver, now) 
         Fetched("stray", report()),
         Fetched("human", raw_sample("a-letter-of-a-reader")),
     ]
-    with ReadingProcess() as reader:
+    with ReadingProcess(read_whole) as reader:
         verdicts = take_in("default", "v", batch, now, reader)
         assert take_in("default", "v", batch, now, reader) == verdicts
     assert verdicts == [Verdict.BOUNCE] * 6 + [Verdict.UNRECOGNISED]
@@ -282,6 +283,6 @@ def test_a_batch_costs_the_database_little_more_than_one_mail(
     batch = [
         Fetched(str(letter.pk), report(delivered_to=return_path(letter))) for letter in letters
     ]
-    with ReadingProcess() as reader, django_assert_max_num_queries(35):
+    with ReadingProcess(read_whole) as reader, django_assert_max_num_queries(35):
         take_in("default", "v", batch, now, reader)
     assert len(suppressed()) == 50

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bounces.classification import judge
-from bounces.reading import explain, read_bounce
+from bounces.reading import explain, read_bounce, read_whole
 from bounces.reading_process import ReadingProcess
 from bounces.report import BounceReport, spellings
 from tests.bounces.hostile import HOSTILE
@@ -75,7 +75,7 @@ def check(reports: list[BounceReport]) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_mutated_samples_are_read_without_trouble(seed: int) -> None:
     dice = Random(seed)
-    with ReadingProcess() as reader:
+    with ReadingProcess(read_whole) as reader:
         for _ in range(ROUNDS // 4):
             raw = mutated(dice.choice(RAWS), dice)
             answer = reader.read(raw).answer
@@ -114,6 +114,6 @@ def test_fields_of_every_kind_are_read_without_trouble(
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_mail_is_read_within_the_limits_of_time_and_memory(name: str) -> None:
     """4 seconds and 200 MB are enforced: reader.read raises beyond them."""
-    with ReadingProcess() as reader:
+    with ReadingProcess(read_whole) as reader:
         assert not reader.read(HOSTILE[name]).failed
         assert reader.read(RAWS[0]).answer

@@ -14,6 +14,7 @@ from bounces import intake
 from bounces.detectors.base import IncomingMail
 from bounces.intake import Fetched, examine_again, forget_raw, store, take_in
 from bounces.models import Bounce, Kind, ReceivedMail, Verdict
+from bounces.reading import read_whole
 from bounces.reading_process import ReadingProcess
 from bounces.report import BounceReport, ComplaintReport
 from campaigns.models import CampaignTotals, Suppression
@@ -29,12 +30,12 @@ pytestmark = pytest.mark.django_db
 
 
 def take(raw: bytes, now: datetime, uid: str = "1") -> Verdict:
-    with ReadingProcess() as reader:
+    with ReadingProcess(read_whole) as reader:
         return take_in("default", "v", [Fetched(uid, raw)], now, reader)[0]
 
 
 def again(now: datetime) -> Verdict:
-    with ReadingProcess() as reader:
+    with ReadingProcess(read_whole) as reader:
         return examine_again(ReceivedMail.objects.get(), now, reader)
 
 
@@ -369,7 +370,7 @@ def test_a_mail_that_keeps_killing_its_examiner_is_given_up(deliver: Deliver, no
         raise KeyboardInterrupt
 
     monkeypatch.setattr(intake, "examine", killed)
-    with ReadingProcess() as reader:
+    with ReadingProcess(read_whole) as reader:
         for _ in range(intake.MOST_EXAMINATIONS - 1):
             with pytest.raises(KeyboardInterrupt):
                 examine_again(mail, now, reader)

@@ -11,6 +11,7 @@ import pytest
 from bounces.detectors.base import IncomingMail
 from bounces.models import ReceivedMail
 from bounces.poller import poll
+from bounces.reading import read_whole
 from bounces.reading_process import ReadingProcess, UnreadableError
 from bounces.report import BounceReport
 from delivery.states import DeliveryStatus
@@ -66,7 +67,7 @@ def use(settings, detector: type) -> None:
 @pytest.mark.parametrize("detector", [Backtracking, Sleeping, Suicidal])
 def test_a_mail_that_is_never_read_to_its_end_is_stopped_and_the_next_is_read(settings, detector):
     use(settings, detector)
-    with ReadingProcess(seconds=0.3) as reader:
+    with ReadingProcess(read_whole, seconds=0.3) as reader:
         for _ in range(2):
             with pytest.raises(UnreadableError):
                 reader.read(BOMB)
@@ -76,7 +77,7 @@ def test_a_mail_that_is_never_read_to_its_end_is_stopped_and_the_next_is_read(se
 
 def test_a_detector_that_hoards_memory_is_passed_over(settings) -> None:
     use(settings, Greedy)
-    with ReadingProcess() as reader:
+    with ReadingProcess(read_whole) as reader:
         reading = reader.read(BOMB)
         assert "MemoryError" in reading.failed[0].error
         assert reader.read(raw_sample("postfix-user-unknown")).answer
@@ -99,7 +100,7 @@ def test_a_poll_keeps_such_a_mail_for_a_person_and_goes_on(
 
 
 def test_the_child_ends_with_its_parent_and_leaves_no_zombie() -> None:
-    with ReadingProcess() as reader:
+    with ReadingProcess(read_whole) as reader:
         reader.read(b"Subject: x\n\n")
         child = reader._child
         assert Path(f"/proc/{child}").exists()
@@ -107,5 +108,5 @@ def test_the_child_ends_with_its_parent_and_leaves_no_zombie() -> None:
 
 
 def test_a_process_that_read_nothing_forks_nobody() -> None:
-    with ReadingProcess() as reader:
+    with ReadingProcess(read_whole) as reader:
         assert reader._child == 0
