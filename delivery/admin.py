@@ -6,7 +6,6 @@ nothing here marks a string as safe.
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 from django import forms
@@ -21,8 +20,6 @@ from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpR
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
-from django.utils.formats import date_format
-from django.utils.html import format_html
 from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 from django_q.admin import FailAdmin as QFailAdmin
@@ -42,7 +39,12 @@ from unfold.widgets import UnfoldAdminEmailInputWidget
 
 from campaigns.addresses import address_key, normalise_address
 from campaigns.models import Campaign
-from delivery import limits
+from delivery import (
+    admin_alerts,  # noqa: F401  (it registers itself)
+    limits,
+)
+from delivery.admin_doubts import DoubtDecisions, mark_where_it_broke, where_it_broke
+from delivery.admin_parts import ReadOnlyAdmin, moment, on_one_line
 from delivery.composing import envelope_of, message_id_of
 from delivery.conf import delivery_settings
 from delivery.listing import DeliveryPaginator, Selection
@@ -68,19 +70,6 @@ CAMPAIGN_PARAMETER = "campaign__id__exact"
 STATUS_PARAMETER = "status__exact"
 TEST_PARAMETER = "test"
 LONGEST_REPLY_IN_A_LIST = 70
-
-
-class ReadOnlyAdmin(ModelAdmin):
-    """Rows that only the machine writes."""
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
 
 
 # ---------------------------------------------------------------------------------- deliveries
@@ -115,7 +104,10 @@ class DeliveryChangeList(ChangeList):
         # Equal, so that no "show all" is offered.
         self.full_result_count = self.result_count
         self.show_full_result_count = False
-        self.show_admin_actions = False
+        # Only letters in doubt can be decided about.
+        self.show_admin_actions = in_doubt_only(request)
+        if in_doubt_only(request):
+            mark_where_it_broke(self.result_list)
         self.can_show_all = False
         self.multi_page = self.paginator.num_pages > 1
 
@@ -132,8 +124,13 @@ def selection_of(request: HttpRequest) -> Selection:
     )
 
 
+def in_doubt_only(request: HttpRequest) -> bool:
+    """Whether the list shows letters in doubt and no others."""
+    return selection_of(request).status == DeliveryStatus.UNCONFIRMED
+
+
 @admin.register(Delivery)
-class DeliveryAdmin(ReadOnlyAdmin):
+class DeliveryAdmin(DoubtDecisions, ReadOnlyAdmin):
     """The list of letters, a letter's story, and the question why."""
 
     list_display = ["address", "campaign_name", "state", "tries", "last_reply", "settled"]
@@ -150,7 +147,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
     # Facets would count the table once for each choice of each filter.
     show_facets = admin.ShowFacets.NEVER
     sortable_by = ()
-    actions = None
+    actions = ["treat_as_sent", "send_again"]
     search_fields = ["address_key"]
     search_help_text = _("An address, or its beginning")
 
@@ -161,6 +158,19 @@ class DeliveryAdmin(ReadOnlyAdmin):
 
     def get_ordering(self, request: HttpRequest) -> list[str]:
         return selection_of(request).order
+
+    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
+        return super().get_actions(request) if in_doubt_only(request) else {}
+
+    def get_list_display(self, request: HttpRequest) -> list[str]:
+        columns = list(super().get_list_display(request))
+        if in_doubt_only(request):
+            columns.insert(columns.index("state") + 1, "broke")
+        return columns
+
+    @display(description=_("the connection broke"))
+    def broke(self, delivery: Any) -> str:
+        return where_it_broke(delivery.doubted)
 
     def get_paginator(
         self, request: HttpRequest, queryset: QuerySet[Delivery], per_page: int, *args: Any,
@@ -213,7 +223,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
         own = [
             path("why/", self.admin_site.admin_view(self.why_view), name="delivery_why"),
         ]
-        return own + super().get_urls()
+        return own + self.decision_urls() + super().get_urls()
 
     def change_view(
         self,
@@ -239,13 +249,25 @@ class DeliveryAdmin(ReadOnlyAdmin):
             "colour": STATUS_COLOURS[delivery.status],
             "lines": story_of(delivery),
             "now": timezone.now(),
-            "in_doubt": delivery.status == DeliveryStatus.UNCONFIRMED and unconfirmed_in_words(),
+            **self._doubt_about(request, delivery),
             "envelope": envelope_of(delivery.pk, delivery.rcpt_to, delivery.edition.from_email),
             "message_id": message_id_of(delivery.pk, delivery.campaign_id),
             "may_ask_why": may_ask_why(request),
             **(extra_context or {}),
         }
         return TemplateResponse(request, "admin/delivery/story.html", context)
+
+    def _doubt_about(self, request: HttpRequest, delivery: Delivery) -> dict[str, Any]:
+        """What the page says of a doubt, and whether this person may end it; {} without one."""
+        if delivery.status != DeliveryStatus.UNCONFIRMED:
+            return {}
+        attempts = [a for a in delivery.attempt_log.all() if a.status == DeliveryStatus.UNCONFIRMED]
+        return {
+            "in_doubt": unconfirmed_in_words(),
+            "doubted": attempts[-1] if attempts else None,
+            "where_it_broke": where_it_broke(attempts[-1] if attempts else None),
+            "may_resolve": self.has_resolve_doubt_permission(request),
+        }
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Delivery]:
         queryset: QuerySet[Delivery] = super().get_queryset(request)
@@ -254,7 +276,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
         if match and match.url_name == "delivery_delivery_change":
             return queryset.select_related(
                 "campaign", "edition", "subscriber", "mailing_list"
-            ).prefetch_related("attempt_log")
+            ).prefetch_related("attempt_log", "resolutions__by")
         return queryset
 
     def why_view(self, request: HttpRequest) -> HttpResponse:
@@ -304,15 +326,6 @@ def replied(code: int | None, reply: str) -> str:
     """A reply on one line, as the server gave it."""
     text = " ".join(reply.split())
     return f"{code} {text}" if code is not None else text
-
-
-def on_one_line(text: str) -> str:
-    """A cell that is not broken into lines when its neighbour is long."""
-    return format_html('<span class="pp-number">{}</span>', text)
-
-
-def moment(at: datetime | None) -> str | None:
-    return on_one_line(date_format(timezone.localtime(at), "j M Y, H:i")) if at else None
 
 
 # ---------------------------------------------------------------------------------- providers

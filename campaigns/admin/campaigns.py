@@ -56,6 +56,15 @@ PAGES = (
         POST,
     ),
     Page(
+        "send-late",
+        pages.verb(
+            lambda campaign, user: campaign.send_late(timezone.now(), by=user),
+            _("It is on its way."),
+        ),
+        "send_campaign",
+        POST,
+    ),
+    Page(
         "pause",
         pages.verb(
             lambda campaign, user: campaign.pause(by=user),
@@ -108,7 +117,12 @@ class CampaignAdmin(ModelAdmin):
         (_("From"), {"fields": [("from_name", "from_email"), "reply_to"]}),
         (
             _("To"),
-            {"fields": [("include_lists", "exclude_lists"), "provider"]},
+            {
+                "fields": [
+                    ("include_lists", "exclude_lists"),
+                    ("provider", "priority", "on_doubt"),
+                ]
+            },
         ),
         (_("Letter"), {"fields": ["html", "text"]}),
     ]

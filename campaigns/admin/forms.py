@@ -68,6 +68,8 @@ class CampaignForm(forms.ModelForm):
             "include_lists",
             "exclude_lists",
             "provider",
+            "priority",
+            "on_doubt",
             "html",
             "text",
         ]

@@ -414,6 +414,8 @@ def duplicate(model_admin: Any, request: HttpRequest, campaign: Campaign) -> Htt
         "html",
         "text",
         "provider",
+        "priority",
+        "on_doubt",
     )
     by: Any = request.user
     name = _("%(name)s (copy)") % {"name": campaign.name[:190]}
@@ -458,11 +460,14 @@ ACTIONS = {
     TESTED: gettext_lazy("Test letters sent"),
     "scheduled": gettext_lazy("Scheduled"),
     "unscheduled": gettext_lazy("Schedule taken back"),
+    "held": gettext_lazy("Not started: its time had passed too long ago"),
+    "released": gettext_lazy("Sent after all"),
     "started": gettext_lazy("Started"),
     "paused": gettext_lazy("Paused"),
     "resumed": gettext_lazy("Resumed"),
     "cancelled": gettext_lazy("Cancelled"),
     "finished": gettext_lazy("Finished"),
+    "reopened": gettext_lazy("Opened again"),
 }
 
 
@@ -526,7 +531,15 @@ def waiting_for(campaign: Campaign, now: datetime) -> list[str]:
         return []
     own = []
     if campaign.status == CampaignStatus.PAUSED:
-        own.append(_("Paused by a person: nothing leaves until someone resumes it."))
+        own.append(why_paused(campaign))
+    elif campaign.held_at is not None:
+        own.append(
+            _(
+                "It was to start on %(when)s, and nothing was running then. It waits for a person: "
+                "send it after all, or take the schedule back."
+            )
+            % {"when": date_format(timezone.localtime(campaign.scheduled_at), "j F Y, H:i")}
+        )
     elif campaign.status == CampaignStatus.SCHEDULED and campaign.scheduled_at:
         if campaign.scheduled_at > now:
             own.append(
@@ -539,6 +552,16 @@ def waiting_for(campaign: Campaign, now: datetime) -> list[str]:
     return own + [
         str(answer) for _receiver, answer in answers if isinstance(answer, str) and answer
     ]
+
+
+def why_paused(campaign: Campaign) -> str:
+    """By whom or by what: a campaign that stopped by itself says why."""
+    event = campaign.events.filter(action="paused").order_by("-id").first()
+    if event is not None and event.note:
+        return _("Paused (%(reason)s) Nothing leaves until someone resumes it.") % {
+            "reason": event.note
+        }
+    return _("Paused by a person: nothing leaves until someone resumes it.")
 
 
 def deliveries_url(campaign: Campaign) -> str | None:

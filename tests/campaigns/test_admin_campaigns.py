@@ -74,7 +74,8 @@ def form_of(campaign: Campaign | None = None, **changes: object) -> dict[str, ob
     """What the browser posts for a draft."""
     fields = ("name", "subject", "preheader", "from_name", "from_email", "reply_to", "html", "text")
     source = campaign or Campaign(name="November", from_email="news@example.org", html=HTML)
-    return {name: getattr(source, name) for name in fields} | {"provider": "default"} | changes
+    choices = {"provider": "default", "priority": 0, "on_doubt": "hold"}
+    return {name: getattr(source, name) for name in fields} | choices | changes
 
 
 # ------------------------------------------------------------------------------------ writing

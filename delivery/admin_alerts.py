@@ -1,0 +1,169 @@
+"""Alerts in the admin: the banner, the list, and what a person can decide about each.
+
+An alert ends by itself when its cause is gone. A person can put its banner away for herself, say
+that it is dealt with, and decide about suppressions that were held back or a host that is off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from django.contrib import admin, messages
+from django.contrib.admin.utils import unquote
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils import timezone
+from django.utils.functional import SimpleLazyObject
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
+from unfold.contrib.filters.admin import ChoicesDropdownFilter
+from unfold.decorators import display
+
+from delivery import alerts, guard_rails, installation
+from delivery.admin_parts import ReadOnlyAdmin, moment
+from delivery.models import Alert
+
+MOST_IN_THE_BANNER = 3
+
+
+def banner(request: HttpRequest) -> dict[str, Any]:
+    """Context processor: the open alerts that this person has not put away. Asked only by pages
+    that show them."""
+
+    def unseen() -> list[Alert]:
+        user = getattr(request, "user", None)
+        if user is None or not user.is_active or not user.has_perm("delivery.view_alert"):
+            return []
+        return list(alerts.unseen_by(user)[:MOST_IN_THE_BANNER])
+
+    return {"banner_alerts": SimpleLazyObject(unseen)}
+
+
+@admin.register(Alert)
+class AlertAdmin(ReadOnlyAdmin):
+    list_display = ["title", "state", "kind", "when", "over"]
+    list_display_links = ["title"]
+    list_filter = [("kind", ChoicesDropdownFilter)]
+    list_filter_submit = True
+    sortable_by = ()
+    actions = None
+
+    @display(description=_("state"), label={"open": "danger", "over": "default"})
+    def state(self, alert: Alert) -> tuple[str, Any]:
+        return ("over", _("Over")) if alert.resolved_at else ("open", _("Open"))
+
+    @display(description=_("when"))
+    def when(self, alert: Alert) -> str | None:
+        return moment(alert.at)
+
+    @display(description=_("over since"))
+    def over(self, alert: Alert) -> str | None:
+        return moment(alert.resolved_at)
+
+    # ------------------------------------------------------------------------------ one alert
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        if request.method not in {"GET", "HEAD"}:
+            return HttpResponseNotAllowed(["GET", "HEAD"])
+        alert = self.get_object(request, unquote(object_id))
+        if not self.has_view_permission(request, alert):
+            raise PermissionDenied
+        if alert is None:
+            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)
+        user: Any = request.user
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "title": alert.title,
+            "original": alert,
+            "alert": alert,
+            "seen_by": list(alert.seen_by.all()),
+            "is_seen": alert.seen_by.filter(pk=user.pk).exists(),
+            "held": guard_rails.held_back(alert.campaign_id).count() if alert.campaign_id else 0,
+            "may_decide": user.has_perm("delivery.decide_suppressions"),
+            "host": is_off(alert) and installation.host_of(alert),
+            "may_adopt": user.has_perm("delivery.adopt_installation"),
+            **(extra_context or {}),
+        }
+        return TemplateResponse(request, "admin/delivery/alert.html", context)
+
+    def get_urls(self) -> list[URLPattern]:
+        own = [
+            path(
+                f"<int:pk>/{name}/",
+                self.admin_site.admin_view(self._button(permission, act)),
+                name=f"delivery_alert_{name.replace('-', '_')}",
+            )
+            for name, permission, act in (
+                ("see", "delivery.view_alert", see),
+                ("dealt-with", "delivery.change_alert", dealt_with),
+                ("suppress", "delivery.decide_suppressions", suppress),
+                ("let-be", "delivery.decide_suppressions", let_be),
+                ("adopt", "delivery.adopt_installation", adopt),
+            )
+        ]
+        return own + super().get_urls()
+
+    def _button(
+        self, permission: str, act: Callable[[Alert, Any], Any]
+    ) -> Callable[..., HttpResponse]:
+        def view(request: HttpRequest, pk: int) -> HttpResponse:
+            if request.method != "POST":
+                return HttpResponseNotAllowed(["POST"])
+            alert = Alert.objects.filter(pk=pk).first()
+            user: Any = request.user
+            if not user.has_perm(permission) or not self.has_view_permission(request, alert):
+                raise PermissionDenied
+            if alert is None:
+                return self._get_obj_does_not_exist_redirect(request, self.opts, str(pk))
+            said = act(alert, user)
+            self.log_change(request, alert, str(said))
+            self.message_user(request, said, messages.SUCCESS)
+            return HttpResponseRedirect(reverse("admin:delivery_alert_change", args=[pk]))
+
+        return view
+
+
+def is_off(alert: Alert) -> bool:
+    """Whether it says that sending is off on a host, and still holds."""
+    return alert.kind == Alert.Kind.INSTALLATION and alert.resolved_at is None
+
+
+def see(alert: Alert, user: Any) -> Any:
+    alerts.see(alert, user)
+    return _("Put away for you. The alert stays until its cause is gone.")
+
+
+def dealt_with(alert: Alert, user: Any) -> Any:
+    alerts.resolve(alert.cause, timezone.now())
+    return _("The alert is over.")
+
+
+def suppress(alert: Alert, user: Any) -> Any:
+    count = guard_rails.suppress_held(alert.campaign_id, by=user) if alert.campaign_id else 0
+    return ngettext("%(n)d address was suppressed.", "%(n)d addresses were suppressed.", count) % {
+        "n": count
+    }
+
+
+def let_be(alert: Alert, user: Any) -> Any:
+    count = guard_rails.drop_held(alert.campaign_id) if alert.campaign_id else 0
+    return ngettext("%(n)d address was let be.", "%(n)d addresses were let be.", count) % {
+        "n": count
+    }
+
+
+def adopt(alert: Alert, user: Any) -> Any:
+    if not is_off(alert):
+        return _("Nothing was changed: this is over.")
+    installation.promise_adoption(installation.host_of(alert), timezone.now())
+    return _("Sending is turned on there within a minute.")
