@@ -37,6 +37,7 @@ def start_poller(maildir: Path, var: Path) -> subprocess.Popen[bytes]:
         "DJANGO_SETTINGS_MODULE": "config.settings",
         "PENNYPOST_VAR": str(var),
         "BOUNCE_MAILDIR": str(maildir),
+        "SECRET_KEY": "of the killed pollers, and of nobody else",
         "TOKEN_KEYS": "1:a secret for the tests",
         "LOG_LEVEL": "CRITICAL",
     }
