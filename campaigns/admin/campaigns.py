@@ -120,7 +120,8 @@ class CampaignAdmin(ModelAdmin):
             {
                 "fields": [
                     ("include_lists", "exclude_lists"),
-                    ("provider", "priority", "on_doubt"),
+                    ("provider", "priority"),
+                    "on_doubt",
                 ]
             },
         ),

@@ -312,3 +312,8 @@ def test_a_campaign_that_stopped_by_itself_says_why(late: Campaign, admin_client
     late.pause(note="guard rail: 20 of 100 letters bounced.")
     html = text(page(admin_client, "admin:campaigns_campaign_change", late.pk))
     assert "Paused (guard rail: 20 of 100 letters bounced.)" in html
+
+
+def test_an_alerts_own_page_does_not_show_it_twice(alert: Alert, admin_client: Client) -> None:
+    html = text(page(admin_client, "admin:delivery_alert_change", alert.pk))
+    assert html.count("I have seen it") == 1
