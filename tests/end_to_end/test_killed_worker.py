@@ -14,6 +14,7 @@ from django.utils import timezone
 
 from campaigns.models import MailingList
 from delivery import coordinator
+from delivery.audit import audit_campaign
 from delivery.conf import delivery_settings
 from delivery.models import Delivery, WorkerLease
 from tests.database_url import database_url
@@ -89,6 +90,7 @@ def test_a_killed_worker_loses_and_doubles_nothing(tmp_path, seed, with_recorder
     campaign.refresh_from_db()
     assert campaign.status == "finished"
     assert not WorkerLease.objects.filter(claim_key__isnull=False).exists()
+    assert audit_campaign(campaign.pk).imbalances == []
 
     taken = Counter(letter.rcpt_to[0] for letter in server.accepted)
     assert max(taken.values()) == 1, "doubled"
