@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
-.PHONY: demo soak test test-sqlite test-postgresql check format screenshots pin clean
+.PHONY: demo limits soak test test-sqlite test-postgresql check format screenshots pin clean
 
 demo: $(READY)
 	@$(BIN)/python -m config.demo $(if $(ONCE),--once)
@@ -24,6 +24,10 @@ test-postgresql: $(READY)
 soak: $(READY)
 	PENNYPOST_SOAK=1 $(BIN)/pytest tests/end_to_end/test_soak.py $(ARGS)
 	PENNYPOST_SOAK=1 $(BIN)/python -m tests.postgresql $(BIN)/pytest tests/end_to_end/test_soak.py $(ARGS)
+
+# Limits in real time, by three clusters as three hosts; needs a machine with little else to do.
+limits: $(READY)
+	$(BIN)/python -m tests.postgresql $(BIN)/pytest -m slow tests/end_to_end $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .

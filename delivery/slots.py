@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import StrEnum
 
 from django.db import transaction
 from django.db.models import F
@@ -29,6 +30,8 @@ FLOOR = 1
 MOST_ROWS = 1000
 # So often in a row asked for less than FLOOR: then nothing helps but silence.
 CUTS_AT_THE_FLOOR = 2
+# Who wants us back so soon has had enough of one connection, not of their number.
+AT_ONCE = timedelta(seconds=10)
 LESS_CODES = frozenset({421, 429, 432})
 
 
@@ -124,6 +127,8 @@ def asks_for_less(outcome: Outcome) -> bool:
     reply = outcome.reply
     if reply.phase is Phase.LOCAL:
         return False
+    if outcome.throttle is None and outcome.retry_after and outcome.retry_after < AT_ONCE:
+        return False
     enhanced = str(reply.enhanced or "")
     return (
         outcome.throttle is not None
@@ -133,23 +138,32 @@ def asks_for_less(outcome: Outcome) -> bool:
     )
 
 
-def fewer(connections: Connections, now: datetime) -> bool:
-    """Half as many, once for each burst; True when even FLOOR was too many, several times in a row:
-    then the provider must be paused."""
+class Cut(StrEnum):
+    """What came of the wish to have fewer connections."""
+
+    MADE = "made"
+    # There was one for the same burst already.
+    MADE_BEFORE = "made before"
+    # Even FLOOR was too many, several times in a row: the provider must be paused.
+    IN_VAIN = "in vain"
+
+
+def fewer(connections: Connections, now: datetime) -> Cut:
+    """Half as many, once for each burst."""
     with transaction.atomic():
         pool = ConnectionPool.objects.select_for_update().get(scope=connections.scope)
         if pool.cut_at is not None and now - pool.cut_at < STRETCH:
-            return False
+            return Cut.MADE_BEFORE
         limit = min(pool.reduced_to or connections.most, connections.most)
         pool.cuts_at_the_floor = pool.cuts_at_the_floor + 1 if limit <= FLOOR else 0
         pool.reduced_to = max(FLOOR, limit // 2)
         pool.accepted = 0
         pool.cut_at = pool.changed_at = now
-        exhausted = pool.cuts_at_the_floor >= CUTS_AT_THE_FLOOR
-        if exhausted:
+        in_vain = pool.cuts_at_the_floor >= CUTS_AT_THE_FLOOR
+        if in_vain:
             pool.cuts_at_the_floor = 0
         pool.save()
-    return exhausted
+    return Cut.IN_VAIN if in_vain else Cut.MADE
 
 
 def went_well(connections: Connections, letters: int, now: datetime) -> None:

@@ -399,14 +399,20 @@ class Worker:
     def _needs_silence(
         self, trouble: Unavailable, results: Sequence[Result], now: datetime
     ) -> bool:
-        """Whether trouble pauses the provider. Fewer connections may be all that it asks for."""
+        """Whether trouble pauses the provider. Fewer connections may be all that it asks for; but
+        one that takes nothing at all after they were halved is asking for silence."""
         if self.connections is None:
             return True
         if not any(slots.asks_for_less(result.outcome) for result in results):
             return True
         self.counted_at = float("-inf")
-        exhausted = slots.fewer(self.connections, now)
-        return exhausted or trouble.throttle is not Throttle.SLOW
+        match slots.fewer(self.connections, now):
+            case slots.Cut.MADE:
+                return trouble.throttle is not Throttle.SLOW
+            case slots.Cut.MADE_BEFORE:
+                return trouble.throttle is not Throttle.SLOW or not Ledger.any_accepted(results)
+            case slots.Cut.IN_VAIN:
+                return True
 
     def _count_clean(self, results: Sequence[Result], now: datetime) -> None:
         accepted = sum(isinstance(result.outcome, Accepted) for result in results)

@@ -10,7 +10,7 @@ from delivery import leases, slots
 from delivery.models import ConnectionPool, ConnectionSlot
 from delivery.outcomes import Accepted, Deferred, Phase, Reply, Throttle, Unavailable
 from delivery.rates import Connections
-from delivery.slots import Held
+from delivery.slots import Cut, Held
 
 pytestmark = pytest.mark.django_db
 
@@ -84,8 +84,9 @@ def test_providers_that_name_a_scope_share_its_connections():
 
 def test_trouble_halves_the_connections_once_for_a_burst(four, now):
     slots.hold(four, A, 4)
-    for second in range(5):
-        assert not slots.fewer(four, now + timedelta(seconds=second))
+    assert slots.fewer(four, now) is Cut.MADE
+    for second in range(1, 30):
+        assert slots.fewer(four, now + timedelta(seconds=second)) is Cut.MADE_BEFORE
     assert slots.hold(four, A, 4) == Held(2, surplus=2)
     # The two above are open until they are closed: nobody gets them meanwhile.
     assert slots.hold(four, B, 4) == Held(0)
@@ -109,7 +110,7 @@ def test_a_clean_stretch_gives_back_one_connection_at_a_time(four, now):
 def test_trouble_with_one_connection_twice_in_a_row_asks_for_silence(four, now):
     answers = [slots.fewer(four, now + n * STRETCH) for n in range(6)]
     # 4 -> 2 -> 1, then twice in vain.
-    assert answers == [False, False, False, True, False, True]
+    assert answers == [Cut.MADE, Cut.MADE, Cut.MADE, Cut.IN_VAIN, Cut.MADE, Cut.IN_VAIN]
     assert slots.limit_of(four) == 1
 
 
@@ -117,7 +118,7 @@ def test_success_between_two_troubles_with_one_connection_needs_no_silence(four,
     for n in range(3):
         slots.fewer(four, now + n * STRETCH)
     slots.went_well(four, 1, now + 3 * STRETCH)
-    assert not slots.fewer(four, now + 4 * STRETCH)
+    assert slots.fewer(four, now + 4 * STRETCH) is Cut.MADE
 
 
 def refusal(code, text, phase=Phase.MAIL, **more):
@@ -133,6 +134,7 @@ def refusal(code, text, phase=Phase.MAIL, **more):
         (refusal(429, "Too Many Requests", Phase.HTTP), True),
         (refusal(None, "Connection lost: timed out"), True),
         (refusal(450, "4.3.0 Try again", throttle=Throttle.SLOW), True),
+        (refusal(421, "4.7.0 messages per connection", retry_after=timedelta(seconds=3)), False),
         (refusal(452, "4.3.1 Insufficient system storage"), False),
         (refusal(535, "5.7.8 Bad credentials", Phase.AUTH, needs_a_person=True), False),
         (refusal(None, "The permit had run out", Phase.LOCAL), False),
