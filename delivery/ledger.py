@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -40,27 +41,29 @@ class Ledger:
 
     _results: list[Result] = field(default_factory=list)
 
-    def extend(self, results: list[Result]) -> None:
-        """Adds what a wave brought."""
-        self._results.extend(results)
+    def add(self, result: Result) -> None:
+        """Adds what became of a letter."""
+        self._results.append(result)
+
+    def __len__(self) -> int:
+        return len(self._results)
 
     def pending(self) -> list[Result]:
         """What must be written with the next commit."""
         return list(self._results)
 
-    def written(self, results: list[Result]) -> None:
-        """Forgets what a commit has made durable."""
-        done = {result.reference for result in results}
-        self._results = [result for result in self._results if result.reference not in done]
+    def written(self, results: Sequence[Result]) -> None:
+        """Forgets what a commit has made durable: what was pending() when it began."""
+        del self._results[: len(results)]
 
     @staticmethod
-    def trouble(results: list[Result]) -> Unavailable | None:
+    def trouble(results: Sequence[Result]) -> Unavailable | None:
         """The provider's gravest trouble among these results: what only a person can mend, then
         the longest rest that was asked for; None when there was no trouble."""
         found = [trouble for r in results if (trouble := _trouble_of(r.outcome)) is not None]
         return max(found, key=_gravity, default=None)
 
     @staticmethod
-    def any_accepted(results: list[Result]) -> bool:
+    def any_accepted(results: Sequence[Result]) -> bool:
         """Whether the provider took at least one of these letters."""
         return any(isinstance(result.outcome, Accepted) for result in results)
