@@ -14,11 +14,11 @@ demo: $(READY)
 test: test-sqlite test-postgresql
 
 test-sqlite: $(READY)
-	env -u DATABASE_URL $(BIN)/pytest -n auto $(ARGS)
+	env -u DATABASE_URL $(BIN)/pytest -n auto --dist worksteal $(ARGS)
 
 # DATABASE_URL points the suite at a PostgreSQL server of yours; otherwise a throw-away one is started.
 test-postgresql: $(READY)
-	$(BIN)/python -m tests.postgresql $(BIN)/pytest -n auto $(ARGS)
+	$(BIN)/python -m tests.postgresql $(BIN)/pytest -n auto --dist worksteal $(ARGS)
 
 # Twenty long runs in which processes are killed at random moments; takes hours.
 soak: $(READY)

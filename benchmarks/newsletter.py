@@ -1,4 +1,4 @@
-"""The letter that is measured: 10 KB, text and HTML, name and unsubscribe URL merged."""
+"""The letter that is measured: 10 KB as it leaves, with name and unsubscribe URL merged."""
 
 from __future__ import annotations
 

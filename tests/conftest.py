@@ -17,13 +17,19 @@ def now() -> datetime:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """On PostgreSQL, leaves out the tests that touch no database: they ran with SQLite."""
-    if not os.environ.get("DATABASE_URL", "").startswith("postgres"):
-        return
+    """Chooses what this database can tell, and begins with what takes long.
+
+    On PostgreSQL, tests that touch no database are left out: they ran with SQLite. On SQLite,
+    tests of what only PostgreSQL does (marker ``postgresql``) are left out.
+    """
+    on_postgresql = os.environ.get("DATABASE_URL", "").startswith("postgres")
     fixtures = {"db", "transactional_db", "live_server"}
-    here: dict[bool, list[pytest.Item]] = {True: [], False: []}
+    chosen: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
     for item in items:
-        uses = fixtures & set(getattr(item, "fixturenames", ()))
-        here[bool(uses) or item.get_closest_marker("django_db") is not None].append(item)
-    config.hook.pytest_deselected(items=here[False])
-    items[:] = here[True]
+        asks = fixtures & set(getattr(item, "fixturenames", ()))
+        touches = bool(asks) or item.get_closest_marker("django_db") is not None
+        is_here = touches if on_postgresql else item.get_closest_marker("postgresql") is None
+        (chosen if is_here else left_out).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = sorted(chosen, key=lambda item: "end_to_end" not in str(item.path))

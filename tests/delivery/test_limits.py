@@ -160,7 +160,6 @@ def test_many_askers_at_once_get_no_more_than_there_is():
 
 
 @pytest.mark.postgresql
-@pytest.mark.skipif(connection.vendor != "postgresql", reason="on SQLite nobody waits for a row")
 @pytest.mark.django_db(transaction=True)
 def test_an_asker_who_had_to_wait_reads_the_clock_after_its_turn_came():
     limit = (Limit(LimitKind.CAP, 10, timedelta(minutes=1), "x"),)
