@@ -9,8 +9,7 @@ from functools import partial
 from typing import Any
 
 from django.contrib import admin
-from django.contrib.admin import EmptyFieldListFilter
-from django.db.models import F, Model, QuerySet
+from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
@@ -25,8 +24,6 @@ from unfold.decorators import display
 from bounces import admin_pages
 from bounces.detectors.mime import to_text
 from bounces.models import (
-    Alert,
-    AlertKind,
     Bounce,
     BounceClassChoices,
     Breaker,
@@ -34,7 +31,6 @@ from bounces.models import (
     ReceivedMail,
     Verdict,
 )
-from campaigns.models import Campaign
 
 # Of a mail's 256 KB a person reads the beginning.
 MOST_SHOWN_CHARACTERS = 64 * 1024
@@ -268,37 +264,6 @@ class MailboxStateAdmin(ReadOnly, ModelAdmin):
         "due_at",
         "leased_until",
     )
-
-
-@admin.register(Alert)
-class AlertAdmin(OwnPages, ReadOnly, ModelAdmin):
-    """What only a person can mend; the open ones first."""
-
-    pages = (("<int:pk>/resolve/", "bounces_alert_resolve", admin_pages.resolve_alert),)
-    change_form_outer_before_template = "admin/bounces/alert_actions.html"
-    list_display = ("kind_label", "about", "message", "count", "last_at", "resolved_at")
-    list_filter = (("kind", ChoicesDropdownFilter), ("resolved_at", EmptyFieldListFilter))
-    ordering = (F("resolved_at").desc(nulls_first=True), "-last_at")
-    fields = readonly_fields = (
-        "kind",
-        "about",
-        "message",
-        "count",
-        "first_at",
-        "last_at",
-        "resolved_at",
-        "resolved_by",
-    )
-
-    @display(description=_("kind"), ordering="kind")
-    def kind_label(self, alert: Alert) -> str:
-        return alert.get_kind_display()
-
-    @display(description=_("about"))
-    def about(self, alert: Alert) -> SafeString | str:
-        if alert.kind == AlertKind.BLOCKED and alert.subject.isdecimal():
-            return link_to(Campaign.objects.filter(pk=int(alert.subject)).first())
-        return alert.subject or "-"
 
 
 @admin.register(Breaker)

@@ -16,13 +16,16 @@ from django.utils import timezone
 from django.utils.html import escape
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
+from unfold.widgets import UnfoldAdminFileFieldWidget, UnfoldAdminTextareaWidget
 
 from bounces import charts, examination
 from bounces.conf import bounce_settings
 from bounces.detectors.mime import own_parts, to_text
-from bounces.models import Alert, Bounce, Breaker, ReceivedMail
+from bounces.intake import CAUSE_OF_FORGERY
+from bounces.models import Bounce, Breaker, ReceivedMail
 from bounces.reading import ask_everybody, incoming, read_whole
 from bounces.reading_process import ReadingProcess, UnreadableError
+from delivery.alerts import resolve
 
 # No script, no cookie, no host at all: not even an image, which would tell the sender who looks.
 MAIL_HEADERS = {
@@ -41,11 +44,13 @@ class WhichForm(forms.Form):
 
     text = forms.CharField(
         label=gettext_lazy("The raw mail, with its header"),
-        widget=forms.Textarea(attrs={"rows": 12, "class": "pp-paste", "spellcheck": "false"}),
+        widget=UnfoldAdminTextareaWidget(attrs={"rows": 12, "spellcheck": "false"}),
         required=False,
         strip=False,
     )
-    file = forms.FileField(label=gettext_lazy("or a file"), required=False)
+    file = forms.FileField(
+        label=gettext_lazy("or a file"), widget=UnfoldAdminFileFieldWidget, required=False
+    )
 
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean() or {}
@@ -156,22 +161,13 @@ def undo_suppression(model_admin: Any, request: HttpRequest, pk: int) -> HttpRes
     return redirect(reverse("admin:bounces_bounce_change", args=[pk]))
 
 
-def resolve_alert(model_admin: Any, request: HttpRequest, pk: int) -> HttpResponse:
-    if request.method != "POST":
-        return HttpResponseNotAllowed(["POST"])
-    if not request.user.has_perm("bounces.resolve_alert"):
-        raise PermissionDenied
-    if get_object_or_404(Alert, pk=pk).resolve(timezone.now(), request.user):
-        model_admin.message_user(request, _("Resolved."), messages.SUCCESS)
-    return redirect(reverse("admin:bounces_alert_changelist"))
-
-
 def reset_breaker(model_admin: Any, request: HttpRequest, pk: int) -> HttpResponse:
     if request.method != "POST":
         return HttpResponseNotAllowed(["POST"])
     if not request.user.has_perm("bounces.reset_breaker"):
         raise PermissionDenied
     if get_object_or_404(Breaker, pk=pk).reset(timezone.now()):
+        resolve(CAUSE_OF_FORGERY, timezone.now())
         done = _("The breaker is closed: what was held back is examined by the next poll.")
         model_admin.message_user(request, done, messages.SUCCESS)
     return redirect(reverse("admin:bounces_breaker_change", args=[pk]))

@@ -8,21 +8,19 @@ alone, so that one that cannot be recorded harms no other.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from django.db import InterfaceError, OperationalError, connection, transaction
 from django.db.models import F
+from django.utils.translation import gettext as _
 
 from bounces.classification import judge
 from bounces.conf import bounce_settings
 from bounces.correlation import SUSPICIOUS, Correlation, Finding, judge_letter, named_letter
 from bounces.models import (
     OPEN_VERDICTS,
-    Alert,
-    AlertKind,
     Bounce,
     BounceClassChoices,
     Breaker,
@@ -36,11 +34,12 @@ from bounces.reading_process import ReadingProcess, UnreadableError
 from bounces.report import BounceReport, Report, names, printable
 from bounces.soft_bounces import COUNTED_CLASSES, bouncing_too_often
 from campaigns.addresses import address_key
-from campaigns.models import Suppression
+from campaigns.models import Campaign, Suppression
 from campaigns.states import SubscriptionStatus, SuppressionReason
 from campaigns.unsubscribe import Link, subscribed
 from delivery import doubts
-from delivery.models import Delivery
+from delivery.alerts import open_alerts, raise_alert, resolve
+from delivery.models import Alert, Delivery
 from delivery.queue import mark_all_bounced
 
 logger = logging.getLogger(__name__)
@@ -48,6 +47,8 @@ logger = logging.getLogger(__name__)
 # A mail whose examiner died so often (killed, out of memory) is left to a person.
 MOST_EXAMINATIONS = 3
 HELD_BACK = "the breaker for forged tokens is open: nothing is marked until a person closes it"
+REFUSALS_CEASE_AFTER = timedelta(days=1)
+CAUSE_OF_FORGERY = "forged tokens"
 UNSIGNED = Correlation(Finding.UNSIGNED)
 BY_COMPLAINT = "complaint"
 
@@ -186,6 +187,18 @@ def forget_raw(now: datetime, most: int = 1000) -> int:
         .values_list("pk", flat=True)[:most]
     )
     return ReceivedMail.objects.filter(pk__in=list(old)).update(raw=None)
+
+
+def resolve_ceased_refusals(now: datetime) -> int:
+    """Ends the alerts about refused letters of campaigns that had none for a day; how many."""
+    alerts = open_alerts().filter(kind=Alert.Kind.RETURNED, campaign__isnull=False)
+    refused = Bounce.objects.filter(
+        campaign__in=alerts.values("campaign"),
+        bounce_class=BounceClassChoices.BLOCKED,
+        at__gt=now - REFUSALS_CEASE_AFTER,
+    )
+    over = alerts.exclude(campaign__in=refused.values("campaign")).values_list("cause", flat=True)
+    return sum(resolve(cause, now) for cause in list(over))
 
 
 # ------------------------------------------------------------------------------- one transaction
@@ -451,21 +464,39 @@ def _unsubscribe(case: Case) -> None:
 
 def _alert(cases: Sequence[Case], now: datetime) -> None:
     """What a person has to mend: refusals that are about us, and floods of forged reports."""
-    refused = Counter(
-        (row.campaign_id, row.because)
+    refused = {
+        case.delivery.campaign_id: row
         for case in cases
         for row in case.rows
-        if row.counted and row.bounce_class == BounceClassChoices.BLOCKED
-    )
-    for (campaign_id, because), times in refused.items():
-        logger.warning("bounces.blocked", extra={"campaign": campaign_id, "times": times})
-        Alert.tell(AlertKind.BLOCKED, str(campaign_id), because, now, times)
+        if case.delivery and row.counted and row.bounce_class == BounceClassChoices.BLOCKED
+    }
+    for campaign_id, row in refused.items():
+        logger.warning("bounces.blocked", extra={"campaign": campaign_id})
+        raise_alert(
+            Alert.Kind.RETURNED,
+            cause_of_refusals(campaign_id),
+            _("Letters come back because of us, not of their readers"),
+            _("%(because)s. Look at reputation, SPF, DKIM and DMARC; nobody was suppressed.")
+            % {"because": row.because},
+            now,
+            campaign=Campaign(pk=campaign_id),
+        )
     suspicious = sum(case.correlation.finding in SUSPICIOUS for case in cases)
     most = bounce_settings().most_forged_a_day
     if suspicious and Breaker.add(suspicious, most, now):
         logger.error("bounces.breaker_tripped", extra={"forged": most})
-        message = f"{most} mails within a day had tokens that are not to be believed: {HELD_BACK}"
-        Alert.tell(AlertKind.FORGED, "", message, now)
+        raise_alert(
+            Alert.Kind.RETURNED,
+            CAUSE_OF_FORGERY,
+            _("Somebody forges bounces: nobody is marked any more"),
+            _("%(most)s mails within a day had tokens that are not to be believed.")
+            % {"most": most},
+            now,
+        )
+
+
+def cause_of_refusals(campaign_id: int) -> str:
+    return f"bounces blocked {campaign_id}"
 
 
 def _ruling(reports: Sequence[Report], reader: str) -> list[int]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any
 
 from django.conf import settings
 from django.db import models
-from django.db.models import F, Q
+from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 
 from campaigns.models import Campaign
@@ -187,69 +186,6 @@ class MailboxState(models.Model):
 
     def __str__(self) -> str:
         return self.name
-
-
-class AlertKind(models.TextChoices):
-    BLOCKED = "blocked", _("Our mail is refused")
-    FORGED = "forged", _("Forged reports")
-    MAILBOX = "mailbox", _("A mailbox fails")
-
-
-class Alert(models.Model):
-    """Something that only a person can mend. One open alert for each kind and subject; what
-    happens again while it is open adds to its count."""
-
-    kind = models.CharField(_("kind"), max_length=8, choices=AlertKind.choices)
-    # What it is about: the key of a campaign, the name of a mailbox.
-    subject = models.CharField(_("about"), max_length=200, blank=True)
-    # Hostile text: what a far server said.
-    message = models.CharField(_("message"), max_length=500)
-    count = models.PositiveIntegerField(_("times"), default=0)
-    first_at = models.DateTimeField(_("first"))
-    last_at = models.DateTimeField(_("last"))
-    resolved_at = models.DateTimeField(_("resolved"), null=True)
-    # None: it resolved itself.
-    resolved_by = models.ForeignKey(
-        settings.AUTH_USER_MODEL,
-        on_delete=models.SET_NULL,
-        null=True,
-        related_name="+",
-        verbose_name=_("resolved by"),
-    )
-
-    class Meta:
-        verbose_name = _("alert")
-        verbose_name_plural = _("alerts")
-        permissions = [("resolve_alert", _("Can resolve an alert"))]
-        constraints = [
-            models.UniqueConstraint(
-                fields=["kind", "subject"],
-                condition=Q(resolved_at__isnull=True),
-                name="alert_one_open",
-            ),
-        ]
-
-    def __str__(self) -> str:
-        return f"{self.get_kind_display()}: {self.subject}" if self.subject else self.message
-
-    @classmethod
-    def unresolved(cls) -> models.QuerySet[Alert]:
-        return cls.objects.filter(resolved_at__isnull=True)
-
-    @classmethod
-    def tell(cls, kind: str, subject: str, message: str, now: datetime, times: int = 1) -> None:
-        """Opens an alert, or adds to the one that is open."""
-        alert = cls.unresolved().filter(kind=kind, subject=subject)
-        if not alert.exists():
-            new = Alert(
-                kind=kind, subject=subject, message=message[:500], first_at=now, last_at=now
-            )
-            Alert.objects.bulk_create([new], ignore_conflicts=True)
-        alert.update(count=F("count") + times, last_at=now, message=message[:500])
-
-    def resolve(self, now: datetime, by: Any = None) -> bool:
-        """False when somebody already had."""
-        return bool(Alert.unresolved().filter(pk=self.pk).update(resolved_at=now, resolved_by=by))
 
 
 class Breaker(models.Model):

@@ -17,14 +17,13 @@ from datetime import datetime, timedelta
 
 from django.db import Error as DatabaseTrouble
 from django.db.models import F, Q
+from django.utils.translation import gettext as _
 
 from bounces.conf import MailboxSettings, bounce_settings
 from bounces.intake import Fetched, examine, examine_again, take_in
 from bounces.mailboxes.base import Mailbox, MailGoneError, Remembering
 from bounces.models import (
     OPEN_VERDICTS,
-    Alert,
-    AlertKind,
     Breaker,
     MailboxState,
     ReceivedMail,
@@ -33,6 +32,8 @@ from bounces.models import (
 from bounces.reading import Reading, read_whole
 from bounces.reading_process import ReadingProcess
 from bounces.report import printable
+from delivery.alerts import raise_alert, resolve
+from delivery.models import Alert
 
 logger = logging.getLogger(__name__)
 
@@ -228,7 +229,7 @@ def _end_lease(name: str, key: str, result: Poll, now: datetime) -> None:
             lease_key="", leased_until=None, last_succeeded_at=now, failures=0, last_error="",
             due_at=None,
         )  # fmt: skip
-        Alert.unresolved().filter(kind=AlertKind.MAILBOX, subject=name).update(resolved_at=now)
+        resolve(cause_of_mailbox(name), now)
         return
     failures = ours.values_list("failures", flat=True).first() or 0
     ours.update(
@@ -239,7 +240,17 @@ def _end_lease(name: str, key: str, result: Poll, now: datetime) -> None:
         due_at=now + pause_after(failures + 1),
     )
     if failures + 1 >= FAILURES_THAT_ALERT:
-        Alert.tell(AlertKind.MAILBOX, name, printable(result.error, 500), now)
+        raise_alert(
+            Alert.Kind.RETURNED,
+            cause_of_mailbox(name),
+            _("The bounce mailbox %(name)s fails") % {"name": name},
+            printable(result.error, 500),
+            now,
+        )
+
+
+def cause_of_mailbox(name: str) -> str:
+    return f"mailbox {name}"
 
 
 def pause_after(failures: int) -> timedelta:

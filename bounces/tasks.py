@@ -6,7 +6,7 @@ from django.utils import timezone
 from django_q.tasks import async_task
 
 from bounces.conf import bounce_settings
-from bounces.intake import forget_raw
+from bounces.intake import forget_raw, resolve_ceased_refusals
 from bounces.poller import poll
 from delivery.conf import delivery_settings
 from delivery.installation import Standing, check_in
@@ -33,5 +33,8 @@ def poll_mailbox(name: str) -> str:
 
 
 def keep_house() -> str:
-    """Forgets raw mail beyond its retention; each hour."""
-    return f"{forget_raw(timezone.now())} mails forgotten"
+    """Forgets raw mail beyond its retention, and ends alerts about refusals that have ceased; each
+    hour."""
+    now = timezone.now()
+    resolve_ceased_refusals(now)
+    return f"{forget_raw(now)} mails forgotten"

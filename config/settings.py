@@ -376,11 +376,6 @@ UNFOLD = {
                         "link": reverse_lazy("admin:bounces_mailboxstate_changelist"),
                     },
                     {
-                        "title": _("Alerts"),
-                        "icon": "notification_important",
-                        "link": reverse_lazy("admin:bounces_alert_changelist"),
-                    },
-                    {
                         "title": _("Breakers"),
                         "icon": "electric_bolt",
                         "link": reverse_lazy("admin:bounces_breaker_changelist"),

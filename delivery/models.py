@@ -194,6 +194,8 @@ class Alert(models.Model):
         STALE = "stale", _("A campaign was not started late")
         PROVIDER = "provider", _("A provider is stopped")
         INSTALLATION = "installation", _("Sending is off")
+        # Raised by bounces: refusals that are about us, forged reports, a mailbox that fails.
+        RETURNED = "returned", _("What came back")
 
     kind = models.CharField(_("kind"), max_length=12, choices=Kind.choices)
     # Names the cause: no second alert while the first is open.

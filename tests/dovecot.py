@@ -2,7 +2,7 @@
 
 The distribution's binary, without its service: it listens on 127.0.0.1 only, and ends with the
 block. Accounts need no password file: every name may log in with PASSWORD, or by XOAUTH2 with
-TOKEN, which a small introspection server of ours confirms (RFC 7662).
+``token_of`` it, which a small introspection server of ours confirms (RFC 7662).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +22,10 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from urllib.parse import parse_qs
 
 PASSWORD = "correct-horse"
-TOKEN = "a-fresh-access-token"
+TOKEN = "fresh-access-token-of-"
 BINARY = shutil.which("dovecot") or shutil.which("dovecot", path="/usr/sbin:/usr/local/sbin")
 
 
@@ -43,20 +45,25 @@ class Dovecot:
         return self.mail / user
 
 
+def token_of(user: str) -> str:
+    """An access token that is good."""
+    return TOKEN + user
+
+
 @contextmanager
-def dovecot(folder: Path) -> Iterator[Dovecot]:
+def dovecot() -> Iterator[Dovecot]:
+    """In a folder of its own, since pytest closes its folders to other users again and again."""
     assert BINARY, "check BINARY first"
     # Dovecot's own processes run as somebody without rights where the tests run as root.
     user = "nobody" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
     group = grp.getgrgid(pwd.getpwnam(user).pw_gid).gr_name
+    folder = Path(tempfile.mkdtemp(prefix="pennypost-dovecot-"))
+    folder.chmod(0o755)
     ports = free_ports(4)
     certificate(folder)
     mail = folder / "mail"
     mail.mkdir()
     shutil.chown(mail, user, group)
-    for parent in [folder, *folder.parents]:
-        if parent.stat().st_uid == os.getuid() and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o011)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Introspection)
     Thread(target=server.serve_forever, daemon=True).start()
     (folder / "oauth2.conf").write_text(
@@ -75,6 +82,7 @@ def dovecot(folder: Path) -> Iterator[Dovecot]:
         process.wait(20)
         server.shutdown()
         server.server_close()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def configuration(folder: Path, user: str, group: str, ports: list[int]) -> str:
@@ -183,11 +191,12 @@ def wait_for(port: int, process: subprocess.Popen[bytes], folder: Path) -> None:
 
 
 class Introspection(BaseHTTPRequestHandler):
-    """RFC 7662: TOKEN is good, and it is everybody's."""
+    """RFC 7662: ``token_of(user)`` is good, and that user's."""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", "0"))).decode()
-        answer = {"active": TOKEN in body, "username": "oauth"}
+        token = parse_qs(body).get("token", [""])[0]
+        answer = {"active": token.startswith(TOKEN), "username": token.removeprefix(TOKEN)}
         octets = json.dumps(answer).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")

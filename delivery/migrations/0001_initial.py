@@ -205,7 +205,7 @@ class Migration(migrations.Migration):
             name='Alert',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('kind', models.CharField(choices=[('breaker', 'Letters fail alike'), ('rail', 'A guard rail was passed'), ('stale', 'A campaign was not started late'), ('provider', 'A provider is stopped'), ('installation', 'Sending is off')], max_length=12, verbose_name='kind')),
+                ('kind', models.CharField(choices=[('breaker', 'Letters fail alike'), ('rail', 'A guard rail was passed'), ('stale', 'A campaign was not started late'), ('provider', 'A provider is stopped'), ('installation', 'Sending is off'), ('returned', 'What came back')], max_length=12, verbose_name='kind')),
                 ('cause', models.CharField(max_length=200)),
                 ('title', models.CharField(max_length=200, verbose_name='title')),
                 ('text', models.TextField(verbose_name='text')),

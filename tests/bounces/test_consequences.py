@@ -6,15 +6,16 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from bounces.intake import Fetched, take_in
-from bounces.models import Alert, Bounce, Breaker, ReceivedMail, Verdict
+from bounces.intake import Fetched, resolve_ceased_refusals, take_in
+from bounces.models import Bounce, Breaker, ReceivedMail, Verdict
 from bounces.poller import poll
 from bounces.reading import read_whole
 from bounces.reading_process import ReadingProcess
 from campaigns.models import Campaign, MailingList, Subscriber, Subscription, Suppression
 from campaigns.states import SubscriptionStatus, SuppressionReason
 from campaigns.tokens import Purpose
-from delivery.models import Delivery
+from delivery.alerts import open_alerts
+from delivery.models import Alert, Delivery
 from delivery.states import DeliveryStatus
 from tests.bounces.conftest import Deliver, group, message_id, report, return_path, token
 from tests.bounces.samples import raw_sample
@@ -91,18 +92,18 @@ def test_refusals_that_are_about_us_suppress_nobody_and_tell_a_person(deliver, n
         letter = deliver(f"r{number}@example.net")
         take(report(blocked, delivered_to=return_path(letter)), now, uid=str(number))
     assert suppressed() == set()
-    alert = Alert.unresolved().get()
-    assert (alert.kind, alert.subject, alert.count) == ("blocked", str(letter.campaign_id), 3)
+    alert = Alert.objects.get()
+    assert (alert.kind, alert.campaign_id) == (Alert.Kind.RETURNED, letter.campaign_id)
+    assert "5.7.1 is about the sender or a policy" in alert.text
     assert "bounces.blocked" in caplog.messages
 
 
-def test_a_resolved_alert_opens_again_when_it_happens_again(deliver: Deliver, now) -> None:
-    Alert.tell("blocked", "7", "5.7.1", now)
-    assert Alert.objects.get().resolve(now)
-    assert not Alert.objects.get().resolve(now)
-    Alert.tell("blocked", "7", "5.7.1", now)
-    assert Alert.objects.count() == 2
-    assert Alert.unresolved().count() == 1
+def test_an_alert_about_refusals_ends_when_they_have_ceased_for_a_day(deliver, now) -> None:
+    blocked = group(status="5.7.1", diagnostic="smtp; 554 5.7.1 blocked")
+    take(report(blocked, delivered_to=return_path(deliver())), now)
+    assert resolve_ceased_refusals(now + timedelta(hours=23)) == 0
+    assert resolve_ceased_refusals(now + timedelta(hours=25)) == 1
+    assert not open_alerts().exists()
 
 
 @pytest.fixture
@@ -202,7 +203,7 @@ def test_a_flood_of_forged_tokens_stops_all_marking_until_a_person_closes_it(
         assert not Breaker.is_tripped()
         take_in("default", "v", flood[59:], now, reader)
     assert Breaker.is_tripped()
-    assert Alert.unresolved().get().kind == "forged"
+    assert open_alerts().get().cause == "forged tokens"
 
     assert take(report(delivered_to=return_path(letter)), now, uid="real") is Verdict.HELD
     poll("default", now)

@@ -14,10 +14,11 @@ from django_q.models import OrmQ
 from bounces import poller
 from bounces.conf import bounce_settings
 from bounces.mailboxes.base import MailGoneError
-from bounces.models import Alert, Bounce, MailboxState, ReceivedMail, Verdict
+from bounces.models import Bounce, MailboxState, ReceivedMail, Verdict
 from bounces.poller import pause_after, poll
 from bounces.tasks import poll_mailbox, poll_mailboxes
 from campaigns.models import Suppression
+from delivery.alerts import open_alerts
 from delivery.models import Delivery
 from delivery.states import DeliveryStatus
 from tests.bounces.conftest import Deliver, report, return_path
@@ -256,15 +257,15 @@ def test_a_mailbox_that_keeps_failing_is_told_to_a_person_until_it_answers(setti
     use(settings, default=BrokenMailbox)
     for minute in range(poller.FAILURES_THAT_ALERT - 1):
         poll("default", now + timedelta(minutes=minute), at_once=True)
-    assert not Alert.objects.exists()
+    assert not open_alerts().exists()
     poll("default", now, at_once=True)
     poll("default", now, at_once=True)
-    alert = Alert.unresolved().get()
-    assert (alert.kind, alert.subject, alert.count) == ("mailbox", "default", 2)
-    assert "connection refused" in alert.message
+    alert = open_alerts().get()
+    assert alert.title == "The bounce mailbox default fails"
+    assert "connection refused" in alert.text
     use(settings, default=SomeUnreadable)
     poll("default", now, at_once=True)
-    assert not Alert.unresolved().exists()
+    assert not open_alerts().exists()
 
 
 def test_one_mail_that_cannot_be_fetched_is_passed_over(settings, db, now) -> None:
