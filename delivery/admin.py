@@ -42,6 +42,7 @@ from campaigns.models import Campaign
 from delivery import (
     admin_alerts,  # noqa: F401  (it registers itself)
     limits,
+    slots,
 )
 from delivery.admin_doubts import DoubtDecisions, mark_where_it_broke, where_it_broke
 from delivery.admin_parts import ReadOnlyAdmin, moment, on_one_line
@@ -434,6 +435,7 @@ class ProviderStateAdmin(ReadOnlyAdmin):
         if state is None:
             return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)
         condition, words = state_in_words(state)
+        provider = delivery_settings().providers.get(state.alias)
         context = {
             **self.admin_site.each_context(request),
             "opts": self.opts,
@@ -442,7 +444,12 @@ class ProviderStateAdmin(ReadOnlyAdmin):
             "state": state,
             "condition": condition,
             "words": words,
-            "provider": delivery_settings().providers.get(state.alias),
+            "provider": provider,
+            "limits": [
+                (limit, limits.used(limit, timezone.now()))
+                for limit in (provider.limits if provider else ())
+            ],
+            "connections": slots.view(state.alias, provider.connections if provider else None),
             "may_resume": self.has_resume_provider_permission(request),
             **(extra_context or {}),
         }

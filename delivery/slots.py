@@ -56,7 +56,8 @@ def connections_of(
 
 
 def make(connections: Connections) -> None:
-    """As many rows as connections are allowed. Surplus free rows go; held ones with their end."""
+    """At least as many rows as connections are allowed. More do no harm: hold() counts up to the
+    limit of whoever asks."""
     scope, most = connections.scope, connections.most
     ConnectionPool.objects.get_or_create(scope=scope)
     if ConnectionSlot.objects.filter(scope=scope, number__lt=most).count() < most:
@@ -114,6 +115,33 @@ def free_orphans() -> int:
         ConnectionSlot.objects.filter(claim_key__isnull=False)
         .exclude(claim_key__in=held)
         .update(claim_key=None)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    """A pool as a person sees it: open or reserved now, allowed now, allowed by the settings."""
+
+    held: int
+    limit: int
+    most: int
+    reduced_since: datetime | None
+
+
+def view(alias: str, configured: Connections | None) -> PoolView | None:
+    """The connections of a provider; None before its first worker, and for one without any."""
+    scope = configured.scope if configured else f"provider:{alias}"
+    rows = ConnectionSlot.objects.filter(scope=scope)
+    pool = ConnectionPool.objects.filter(scope=scope).first()
+    if pool is None:
+        return None
+    most = configured.most if configured else rows.count()
+    limit = min(pool.reduced_to or most, most)
+    return PoolView(
+        held=rows.filter(claim_key__isnull=False).count(),
+        limit=limit,
+        most=most,
+        reduced_since=pool.changed_at if limit < most else None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 from django.contrib.admin.models import LogEntry
@@ -15,8 +16,10 @@ from django.urls import reverse
 from django.utils.html import escape
 
 from campaigns.models import CampaignTotals
-from delivery import listing
+from delivery import limits, listing, slots
+from delivery.clocks import database_now
 from delivery.composing import compose
+from delivery.conf import delivery_settings
 from delivery.listing import DeliveryPaginator, Selection
 from delivery.models import Delivery, ProviderState
 from delivery.queue import Claimed
@@ -406,6 +409,31 @@ def test_each_provider_of_the_settings_is_listed_and_none_of_its_options(
     html += text(page(admin_client, "admin:delivery_providerstate_change", state.pk))
     assert "30 per 0:01:00" in html
     assert "planted-secret" not in html
+
+
+def test_a_providers_page_shows_what_counts_and_how_many_connections_it_bears(
+    admin_client: Client, settings: Any
+) -> None:
+    settings.DELIVERY = settings.DELIVERY | {
+        "PROVIDERS": {
+            "default": {
+                "BACKEND": "delivery.providers.smtp.SMTPProvider",
+                "OPTIONS": {"host": "localhost"},
+                "LIMITS": [{"cap": "1000/day"}, {"connections": 4}],
+            }
+        },
+    }
+    provider = delivery_settings().providers["default"]
+    limits.take(provider.limits, 7, 1, database_now)
+    slots.make(provider.connections)
+    slots.hold(provider.connections, 1, 2)
+    slots.fewer(provider.connections, database_now())
+    page(admin_client, "admin:delivery_providerstate_changelist")
+    state = ProviderState.objects.get(alias="default")
+    html = text(page(admin_client, "admin:delivery_providerstate_change", state.pk))
+    assert "7 count at this moment" in html
+    assert "2 of 4 in use" in html
+    assert "Reduced to 2 since" in html
 
 
 def test_a_stopped_provider_is_opened_by_a_post_with_its_permission(now: datetime) -> None:

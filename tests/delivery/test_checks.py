@@ -90,6 +90,24 @@ def test_good_settings_pass(settings):
     assert check_delivery_settings() == []
 
 
+@pytest.mark.parametrize(
+    "limits",
+    [
+        [{"connections": 0}],
+        [{"connections": "3"}],
+        [{"connections": 3}, {"connections": 4}],
+        [{"connections": 3, "rate": "30/minute"}],
+    ],
+)
+def test_a_wrong_number_of_connections_is_refused(settings, limits):
+    settings.DELIVERY = GOOD | provider(LIMITS=limits)
+    assert {message.id for message in check_delivery_settings()} <= {
+        "delivery.E024",
+        "delivery.E025",
+    }
+    assert check_delivery_settings()
+
+
 @pytest.mark.parametrize("number", WRONG)
 def test_a_wrong_setting_has_its_own_id_and_a_hint(settings, number):
     settings.DELIVERY = WRONG[number]
