@@ -54,6 +54,11 @@ WRONG: dict[str, list[Any]] = {
         {"DETECTORS": [f"{__name__}.WithArguments"]},
     ],
     "bounces.E016": [{"DETECTORS": [DETECTOR, DETECTOR]}],
+    "bounces.E017": [{"SOFT_BOUNCES": value} for value in (0, "3", True)],
+    "bounces.E018": [{"SOFT_BOUNCE_CAMPAIGNS": value} for value in (0, 1001)],
+    "bounces.E019": [{"SOFT_BOUNCE_DAYS": value} for value in (-1, 1.5)],
+    "bounces.E020": [{"MOST_FORGED_A_DAY": value} for value in (0, "many")],
+    "bounces.E021": [{"SOFT_BOUNCES": 6}, {"SOFT_BOUNCE_CAMPAIGNS": 2}],
 }  # fmt: skip
 
 
