@@ -77,8 +77,6 @@ def check_size_of_sqlite(
         found.append(Warning(text, hint=hint, id="delivery.W001"))
     holders = WorkerLease.objects.exclude(holder="").values_list("holder", flat=True)
     if len({holder.rpartition(":")[0] for holder in holders}) > 1:
-        text = (
-            "Workers of several hosts use one SQLite file; its locks reach over no network."
-        )
+        text = "Workers of several hosts use one SQLite file; its locks reach over no network."
         found.append(Warning(text, hint=hint, id="delivery.W002"))
     return found

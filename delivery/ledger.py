@@ -41,20 +41,18 @@ class Ledger:
 
     _results: list[Result] = field(default_factory=list)
 
-    def add(self, result: Result) -> None:
-        """Adds what became of a letter."""
-        self._results.append(result)
-
-    def __len__(self) -> int:
-        return len(self._results)
+    def extend(self, results: list[Result]) -> None:
+        """Adds what a wave brought."""
+        self._results.extend(results)
 
     def pending(self) -> list[Result]:
         """What must be written with the next commit."""
         return list(self._results)
 
-    def written(self, results: Sequence[Result]) -> None:
-        """Forgets what a commit has made durable: what was pending() when it began."""
-        del self._results[: len(results)]
+    def written(self, results: list[Result]) -> None:
+        """Forgets what a commit has made durable."""
+        done = {result.reference for result in results}
+        self._results = [result for result in self._results if result.reference not in done]
 
     @staticmethod
     def trouble(results: Sequence[Result]) -> Unavailable | None:

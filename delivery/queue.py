@@ -34,7 +34,7 @@ from campaigns.models import (
 from campaigns.states import CampaignStatus, SubscriptionStatus
 from delivery import guard_rails, unclassified
 from delivery.leases import Lease
-from delivery.models import Attempt, Delivery, ProviderState, SuppressionDue
+from delivery.models import Attempt, Delivery, SuppressionDue
 from delivery.outcomes import Outcome, Phase
 from delivery.settlement import Settlement
 from delivery.states import WAITING, DeliveryStatus
@@ -309,23 +309,23 @@ def record_and_hand_over(
     wave: Sequence[int],
     now: datetime,
 ) -> list[int]:
-    """What a worker writes between two waves, in its transaction: outcomes, letters that were
+    """What a worker writes between two waves, in one transaction: outcomes, letters that were
     noted and certainly not sent (SENDING -> QUEUED), and the note for the letters that leave next;
     the ids of those that may leave."""
-    tally = Tally(lease.slot + 1)
-    _settle(lease, settled, now, tally)
-    _return_unsent(lease, unsent, tally)
-    moved = _hand_over(lease, wave, now, tally)
-    tally.write()
+    with transaction.atomic():
+        tally = Tally(lease.slot + 1)
+        _settle(lease, settled, now, tally)
+        _return_unsent(lease, unsent, tally)
+        moved = _hand_over(lease, wave, now, tally)
+        tally.write()
     return moved
 
 
 def hand_over(lease: Lease, ids: Sequence[int], now: datetime) -> list[int]:
     """CLAIMED -> SENDING, the note that is durable before a byte leaves; the ids that moved.
 
-    The others may not be sent: their campaign was paused or cancelled meanwhile, or the provider
-    by another worker's trouble (then they are released here), or the lease was lost (then they
-    are somebody else's).
+    The others may not be sent: their campaign was paused or cancelled meanwhile (then they are
+    released here), or the lease was lost (then they are somebody else's).
     """
     with transaction.atomic():
         tally = Tally(lease.slot + 1)
@@ -342,10 +342,8 @@ def _hand_over(lease: Lease, ids: Sequence[int], now: datetime, tally: Tally) ->
         [now, lease.provider],
         f"status = '{_S.CLAIMED.value}' AND claim_key = %s AND {_among('id', ids)}"
         f" AND (is_test OR EXISTS (SELECT 1 FROM {Campaign._meta.db_table} c"
-        f" WHERE c.id = campaign_id AND c.status = '{CampaignStatus.SENDING.value}'))"
-        f" AND NOT EXISTS (SELECT 1 FROM {ProviderState._meta.db_table} p"
-        " WHERE p.alias = %s AND (p.stopped OR p.paused_until > %s))",
-        [lease.claim_key, *ids, lease.provider, now],
+        f" WHERE c.id = campaign_id AND c.status = '{CampaignStatus.SENDING.value}'))",
+        [lease.claim_key, *ids],
     )
     tally.moved(rows, _S.CLAIMED, _S.SENDING)
     moved = [row[0] for row in rows]
