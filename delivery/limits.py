@@ -87,10 +87,15 @@ def take(limits: tuple[Limit, ...], wanted: int, claim_key: int, clock: Clock) -
         _need_not_reach_the_disk_yet()
         buckets = _lock(limits)
         now = clock()
-        planned = plan(_usages(limits, buckets, wanted, now), wanted, now)
+        usages = _usages(limits, buckets, wanted, now)
+        planned = plan(usages, wanted, now)
         key = 0
         if planned.not_before:
-            key = _spend(limits, buckets, planned.not_before, claim_key)
+            for limit, usage in usages.items():
+                if limit.kind is LimitKind.SMOOTH:
+                    arrival = next_at(limit, usage, planned.not_before, now)
+                    RateBucket.objects.filter(key=limit.key).update(theoretical_arrival=arrival)
+            key = _open(limits, len(planned.not_before), claim_key)
     return Grant(
         limits, planned.not_before, planned.retry_at, now, asked=asked, got=monotonic(), key=key
     )
@@ -202,20 +207,10 @@ def _counting(limit: Limit, now: datetime) -> QuerySet[QuotaWindow]:
     )
 
 
-def _spend(
-    limits: tuple[Limit, ...],
-    buckets: dict[str, RateBucket],
-    moments: tuple[datetime, ...],
-    claim_key: int,
-) -> int:
+def _open(limits: tuple[Limit, ...], permits: int, claim_key: int) -> int:
     grant = secrets.randbits(62) + 1
-    for limit in _distinct(limits):
-        if limit.kind is LimitKind.SMOOTH:
-            bucket = buckets[limit.key]
-            bucket.theoretical_arrival = next_at(limit, moments)
-            bucket.save(update_fields=["theoretical_arrival"])
     QuotaWindow.objects.bulk_create(
-        QuotaWindow(key=limit.key, permits=len(moments), grant=grant, claim_key=claim_key)
+        QuotaWindow(key=limit.key, permits=permits, grant=grant, claim_key=claim_key)
         for limit in _distinct(limits)
     )
     return grant

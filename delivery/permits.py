@@ -76,10 +76,7 @@ def _earliest(
     answers that are still awaited."""
     moment = now
     if limit.kind is LimitKind.SMOOTH:
-        if granted:
-            moment = granted[-1] + limit.interval
-        elif usage.next_at is not None:
-            moment = max(now, usage.next_at)
+        moment = max(now, _theoretical(usage.next_at, now) + len(granted) * limit.interval)
     # So many of the answered ones must have left the window first.
     surplus = sum(n for _, n in usage.answered) + usage.open + len(granted) + 1 - limit.permits
     for answered_at, permits in usage.answered:
@@ -90,10 +87,16 @@ def _earliest(
     return moment if surplus <= 0 else None
 
 
-def next_at(limit: Limit, moments: Sequence[datetime]) -> datetime:
-    """A smooth limit's next moment after these were granted. After a pause it begins anew from
-    the moment at which it is asked: what was not sent meanwhile is not caught up with."""
-    return moments[-1] + limit.interval
+def _theoretical(next_at: datetime | None, now: datetime) -> datetime:
+    """When the next permit of a smooth limit was due. Askers who come late catch up with HORIZON at
+    most, or a busy machine would never use a limit; what a pause left unsent is not caught up."""
+    return now if next_at is None else max(next_at, now - HORIZON)
+
+
+def next_at(limit: Limit, usage: Usage, moments: Sequence[datetime], now: datetime) -> datetime:
+    """A smooth limit's next evenly spaced moment after these were granted."""
+    evenly = _theoretical(usage.next_at, now) + len(moments) * limit.interval
+    return max(evenly, moments[-1] + limit.interval - HORIZON)
 
 
 def largest_grant(limit: Limit) -> int:

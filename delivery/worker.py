@@ -107,6 +107,8 @@ class Worker:
         self.connections = slots.connections_of(settings, provider_settings, provider)
         self.counted_at = float("-inf")
         self.held = 0
+        # The provider asked for fewer; and it has taken nothing since this worker has fewer.
+        self.asked_for_less = self.is_on_probation = False
         self.provider = provider
         self.clock = clock
         self.limit_clock = limit_clock
@@ -173,6 +175,8 @@ class Worker:
         wanted = min(max(share, self.held + 1), self.provider.connections)
         held = await bridge.call(slots.hold, self.connections, key, wanted)
         self.held = await self.provider.keep_connections(held.allowed)
+        self.is_on_probation |= self.asked_for_less
+        self.asked_for_less = False
         if held.surplus:
             await bridge.call(slots.keep, self.connections, key, self.held)
         self.counted_at = monotonic()
@@ -378,6 +382,8 @@ class Worker:
             queue.settle(self.lease, settled, now)
             queue.return_unsent(self.lease, unsent)
             state = limits.state_of(self.alias)
+            if Ledger.any_accepted(results):
+                self.is_on_probation = False
             if trouble := Ledger.trouble(results):
                 if self._needs_silence(trouble, results, now):
                     limits.pause(self.alias, trouble, now)
@@ -405,14 +411,10 @@ class Worker:
             return True
         if not any(slots.asks_for_less(result.outcome) for result in results):
             return True
-        self.counted_at = float("-inf")
-        match slots.fewer(self.connections, now):
-            case slots.Cut.MADE:
-                return trouble.throttle is not Throttle.SLOW
-            case slots.Cut.MADE_BEFORE:
-                return trouble.throttle is not Throttle.SLOW or not Ledger.any_accepted(results)
-            case slots.Cut.IN_VAIN:
-                return True
+        self.asked_for_less, self.counted_at = True, float("-inf")
+        if slots.fewer(self.connections, now) is slots.Cut.IN_VAIN:
+            return True
+        return trouble.throttle is not Throttle.SLOW or self.is_on_probation
 
     def _count_clean(self, results: Sequence[Result], now: datetime) -> None:
         accepted = sum(isinstance(result.outcome, Accepted) for result in results)

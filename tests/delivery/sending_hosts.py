@@ -49,20 +49,17 @@ class InMemory:
         for limit, log in self.answered.items():
             for at in [at for at in log if at < now - limit.window]:
                 del log[at]
-        planned = plan(
-            {
-                limit: Usage(sorted(log.items()), open_permits, self.next_at.get(limit))
-                for limit, log in self.answered.items()
-            },
-            wanted,
-            now,
-        )
+        usages = {
+            limit: Usage(sorted(log.items()), open_permits, self.next_at.get(limit))
+            for limit, log in self.answered.items()
+        }
+        planned = plan(usages, wanted, now)
         key = next(self._keys)
         if planned.not_before:
             self.open[key] = worker, len(planned.not_before)
-            for limit in self.limits:
+            for limit, usage in usages.items():
                 if limit.kind is LimitKind.SMOOTH:
-                    self.next_at[limit] = next_at(limit, planned.not_before)
+                    self.next_at[limit] = next_at(limit, usage, planned.not_before, now)
         return Grant(
             self.limits, planned.not_before, planned.retry_at, now, asked=asked, got=got, key=key
         )

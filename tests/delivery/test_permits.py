@@ -1,14 +1,13 @@
 """The arithmetic of limits, over simulated days, hosts whose clocks differ, and slow servers."""
 
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from delivery.permits import HORIZON, STEPS, Usage, plan, step_end
+from delivery.permits import HORIZON, STEPS, Usage, next_at, plan, step_end
 from delivery.rates import Limit, LimitKind, parse_rate
 from tests.delivery.sending_hosts import InMemory, World, most_in_any, three_hosts
 
@@ -102,24 +101,37 @@ def test_smooth_permits_are_evenly_spaced_however_many_ask():
     limit = limit_of("30/minute", LimitKind.SMOOTH)
     shared = InMemory((limit,))
     moments = []
-    for tenth in range(600):
+    for tenth in range(585):
         now = NOW + timedelta(seconds=tenth / 10)
         grant = shared.take(5, tenth % 3, now, 0, 0)
         moments += grant.not_before
         shared.settle(grant, [0.0] * len(grant.not_before))
-    gaps = [(later - earlier).total_seconds() for earlier, later in pairwise(moments)]
-    assert min(gaps) == 2.0
-    # Once a minute a step of the log is waited for.
-    assert sorted(gaps)[-2] == 2.0
-    assert max(gaps) < 2.0 + 2 * 60 / STEPS
+    assert moments == [NOW + timedelta(seconds=2 * n) for n in range(30)]
 
 
-def test_after_a_silence_nothing_is_caught_up_with():
+def test_an_asker_who_comes_late_catches_up_with_half_a_second_and_no_more():
+    limit = limit_of("50/10 seconds", LimitKind.SMOOTH)
+    usage = Usage(next_at=NOW - timedelta(seconds=0.3))
+    planned = plan({limit: usage}, 10, NOW)
+    assert [(moment - NOW).total_seconds() for moment in planned.not_before] == [
+        0,
+        0,
+        0.1,
+        0.3,
+        0.5,
+    ]
+    usage = Usage(next_at=NOW - timedelta(hours=5))
+    planned = plan({limit: usage}, 10, NOW)
+    assert planned.not_before.count(NOW) == 3
+    assert next_at(limit, usage, planned.not_before, NOW) == NOW + HORIZON
+
+
+def test_after_a_silence_a_slow_limit_begins_with_one_letter():
     limit = limit_of("30/minute", LimitKind.SMOOTH)
     usage = Usage(next_at=NOW - timedelta(hours=5))
     planned = plan({limit: usage}, 10, NOW)
     assert planned.not_before == (NOW,)
-    assert planned.retry_at == NOW + timedelta(seconds=2) - HORIZON
+    assert next_at(limit, usage, planned.not_before, NOW) == NOW + timedelta(seconds=1.5)
 
 
 def test_a_letter_that_is_still_on_its_way_counts_however_long_it_takes():
