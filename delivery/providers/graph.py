@@ -15,13 +15,13 @@ import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.parser import BytesHeaderParser
 from email.utils import getaddresses
 from random import Random
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import httpx
 
@@ -37,10 +37,10 @@ from delivery.outcomes import (
     Unconfirmed,
 )
 from delivery.providers.attachments import Split, TooLargeError, split
-from delivery.providers.http import NOT_SENT, is_loopback, retry_after, same_origin
-from delivery.providers.microsoft_identity import CLOUDS, IdentityError, TokenSource
-from delivery.providers.microsoft_identity import shared_identity as shared_identity_of
-from delivery.replies.graph import GraphRule, Reaction, read_error, rule_for
+from delivery.providers.graph_http import IMMUTABLE, GraphAccount, GraphAnswer
+from delivery.providers.http import NOT_SENT, retry_after, same_origin
+from delivery.providers.microsoft_identity import IdentityError, TokenSource
+from delivery.replies.graph import GraphRule, Reaction
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +57,6 @@ FIRST_RISE = timedelta(hours=1)
 NEXT_RISE = timedelta(minutes=10)
 # A draft that nobody touched for so long is in nobody's hands.
 DRAFT_IS_IDLE = timedelta(minutes=2)
-# A 401 is answered with another token once.
-IMMUTABLE = {"Prefer": 'IdType="ImmutableId"'}
 
 
 @dataclass(slots=True)
@@ -115,35 +113,6 @@ class Copy:
     content: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """One answer over HTTP, read to its end."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes = field(repr=False)
-
-    @property
-    def reply(self) -> Reply:
-        codes, message = read_error(self.body)
-        words = [codes[0] if codes else "", message]
-        if request_id := self.headers.get("request-id", ""):
-            words.append(f"(request-id {request_id})")
-        return Reply.of(Phase.HTTP, self.status, " ".join(filter(None, words)))
-
-    @property
-    def rule(self) -> GraphRule:
-        codes, message = read_error(self.body)
-        return rule_for(self.status, codes, message)
-
-    def json(self) -> Any:
-        """The body; {} when it is none."""
-        try:
-            return httpx.Response(200, content=self.body).json()
-        except ValueError:
-            return {}
-
-
 class _NoAnswerError(Exception):
     """A request that got no answer. ``left``: it may have been read, and done."""
 
@@ -178,30 +147,13 @@ class GraphProvider:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         dice: Random | None = None,
     ) -> None:
-        if (
-            not isinstance(mailbox, str)
-            or mailbox.count("@") != 1
-            or any(map(str.isspace, mailbox))
-        ):
-            raise ValueError(f"mailbox {mailbox!r} is no address")
         if mode not in {"sendmail", "draft"}:
             raise ValueError(f'mode {mode!r} is neither "sendmail" nor "draft"')
         if not isinstance(requests_at_once, int) or not 1 <= requests_at_once <= 4:
             raise ValueError(f"requests_at_once {requests_at_once!r} is not from 1 to 4")
-        if emulator and not is_loopback(emulator):
-            raise ValueError("emulator must be an address on this machine")
-        options = dict(identity or {})
-        cloud = CLOUDS.get(options.get("cloud", "global"), CLOUDS["global"])
-        if emulator:
-            options.setdefault("emulator", emulator)
-        if token_source is None and not options:
-            raise ValueError("identity is missing: tenant_id, client_id and a credential")
-        self._tokens = token_source or shared_identity_of(options)
-        self._scope = cloud.graph_scope
-        self._base = (base_url or emulator or cloud.graph).rstrip("/") + "/v1.0"
-        if urlsplit(self._base).scheme != "https" and not is_loopback(self._base):
-            raise ValueError("base_url must begin with https://")
-        self._user = f"{self._base}/users/{quote(mailbox, safe='@')}"
+        account = GraphAccount.of(mailbox, identity, base_url, emulator, token_source)
+        self._tokens, self._scope = account.tokens, account.scope
+        self._base, self._user = account.base, account.user
         self.address = mailbox
         self.mode = mode
         self.most_at_once = requests_at_once
@@ -314,7 +266,7 @@ class GraphProvider:
             return none.outcome
         return self._judge(answer, message)
 
-    async def _attach(self, draft: str, attachment: Any) -> _Answer:
+    async def _attach(self, draft: str, attachment: Any) -> GraphAnswer:
         described = {
             "@odata.type": "#microsoft.graph.fileAttachment",
             "name": attachment.name,
@@ -339,9 +291,9 @@ class GraphProvider:
             return session
         return await self._upload(str(session.json().get("uploadUrl", "")), attachment.content)
 
-    async def _upload(self, url: str, content: bytes) -> _Answer:
+    async def _upload(self, url: str, content: bytes) -> GraphAnswer:
         """The ranges in order. The address is its own permission: no token goes with it."""
-        step, answer = LARGEST_IN_ONE_REQUEST, _Answer(400, {}, b"")
+        step, answer = LARGEST_IN_ONE_REQUEST, GraphAnswer(400, {}, b"")
         for start in range(0, len(content), step):
             piece = content[start : start + step]
             span = f"bytes {start}-{start + len(piece) - 1}/{len(content)}"
@@ -383,7 +335,7 @@ class GraphProvider:
         return None
 
     async def _in_drafts(
-        self, found: Mapping[str, Any], answer: _Answer, message: OutgoingMessage
+        self, found: Mapping[str, Any], answer: GraphAnswer, message: OutgoingMessage
     ) -> Outcome:
         waiting = Unconfirmed(Reply.of(Phase.HTTP, None, "It is still in Drafts"), rule="in drafts")
         touched = _moment(found.get("lastModifiedDateTime")) or self._clock()
@@ -398,7 +350,7 @@ class GraphProvider:
         outcome = self._judge(answer, message)
         return outcome if isinstance(outcome, Accepted | Unconfirmed | Unavailable) else waiting
 
-    async def _find(self, folder: str, message_id: str) -> _Answer:
+    async def _find(self, folder: str, message_id: str) -> GraphAnswer:
         wanted = message_id.replace("'", "''")
         return await self._request(
             "GET",
@@ -412,7 +364,7 @@ class GraphProvider:
             timeout=LOOK_TIMEOUT,
         )
 
-    def _could_not_look(self, answer: _Answer) -> Outcome:
+    def _could_not_look(self, answer: GraphAnswer) -> Outcome:
         rule = answer.rule
         if rule.reaction in {Reaction.STOP, Reaction.RENEW} and rule.name != "our mailbox is full":
             text = f"Sent Items cannot be read (Mail.ReadBasic is missing): {answer.reply}"
@@ -448,7 +400,7 @@ class GraphProvider:
 
     # ------------------------------------------------------------------ judging
 
-    def _judge(self, answer: _Answer, message: OutgoingMessage | None) -> Outcome:
+    def _judge(self, answer: GraphAnswer, message: OutgoingMessage | None) -> Outcome:
         """The outcome of an answer. 202 is acceptance, whatever headers come with it."""
         now = self._clock()
         reply = answer.reply
@@ -553,7 +505,7 @@ class GraphProvider:
         params: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: float = ANSWER_TIMEOUT,
-    ) -> _Answer:
+    ) -> GraphAnswer:
         """A request with a token; a refused token is replaced once, and the request repeated: with
         401 nothing was done."""
         sent: dict[str, str] = dict(headers or {})
@@ -566,8 +518,7 @@ class GraphProvider:
         answer = await self._once(method, url, headers=sent, token=token, **request)
         if answer.status != 401:
             return answer
-        claims = _claims(answer.headers.get("www-authenticate", ""))
-        token = await self._token(refused=token, claims=claims)
+        token = await self._token(refused=token, claims=answer.claims)
         return await self._once(method, url, headers=sent, token=token, **request)
 
     async def _token(self, refused: str = "", claims: str = "") -> str:
@@ -578,7 +529,7 @@ class GraphProvider:
 
     async def _once(
         self, method: str, url: str, *, headers: Mapping[str, str], token: str, **request: Any
-    ) -> _Answer:
+    ) -> GraphAnswer:
         """One request. ``client-request-id`` names the attempt: support asks for it."""
         assert self._client is not None, "open() comes first"
         sent = {"client-request-id": str(uuid.uuid4()), "return-client-request-id": "true"}
@@ -595,7 +546,7 @@ class GraphProvider:
             reply = Reply.of(Phase.HTTP, None, f"{type(error).__name__}: {error}")
             doubt = Unconfirmed(reply, "no answer", rests=True)
             raise _NoAnswerError(doubt, left=True) from None
-        return _Answer(response.status_code, response.headers, response.content)
+        return GraphAnswer(response.status_code, response.headers, response.content)
 
 
 def _stop(text: str, rule: str) -> Unavailable:
@@ -607,18 +558,6 @@ def _nothing_left(outcome: Outcome) -> Outcome:
     if isinstance(outcome, Unconfirmed):
         return Unavailable(outcome.reply, outcome.retry_after, rule=outcome.rule)
     return outcome
-
-
-def _claims(challenge: str) -> str:
-    """The claims of a WWW-Authenticate field (RFC 6750 section 3; continuous access evaluation),
-    decoded; empty without."""
-    if "insufficient_claims" not in challenge or 'claims="' not in challenge:
-        return ""
-    raw = challenge.partition('claims="')[2].partition('"')[0]
-    try:
-        return base64.b64decode(raw + "=" * (-len(raw) % 4)).decode()
-    except ValueError:
-        return ""
 
 
 def _moment(text: object) -> datetime | None:
