@@ -8,7 +8,7 @@ alone, so that one that cannot be recorded harms no other.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -67,9 +67,12 @@ def take_in(
     fetched: Sequence[Fetched],
     now: datetime,
     reader: ReadingProcess[Reading],
+    also: Callable[[], None] = lambda: None,
 ) -> list[Verdict]:
     """Stores mails and examines them; their verdicts, in the same order. Those that were taken in
-    before are not stored again, and are examined only if that was never finished."""
+    before are not stored again, and are examined only if that was never finished.
+
+    ``also`` is done in the transaction of the results."""
     before, mails = store(mailbox, uid_validity, fetched, now)
     again = {
         mail.uid: examine_again(mail, now, reader)
@@ -82,7 +85,8 @@ def take_in(
         mail.raw = _cut(raws[mail.uid])
     verdicts = {mail.uid: Verdict(mail.verdict) for mail in mails} | again
     verdicts |= {
-        mail.uid: verdict for mail, verdict in zip(new, examine(new, now, reader), strict=True)
+        mail.uid: verdict
+        for mail, verdict in zip(new, examine(new, now, reader, also), strict=True)
     }
     return [verdicts[one.uid] for one in fetched]
 
@@ -131,9 +135,13 @@ def examine_again(mail: ReceivedMail, now: datetime, reader: ReadingProcess[Read
 
 
 def examine(
-    mails: Sequence[ReceivedMail], now: datetime, reader: ReadingProcess[Reading]
+    mails: Sequence[ReceivedMail],
+    now: datetime,
+    reader: ReadingProcess[Reading],
+    also: Callable[[], None] = lambda: None,
 ) -> list[Verdict]:
-    """Reads stored mails and does what follows from them; their verdicts, in the same order.
+    """Reads stored mails and does what follows from them, and ``also`` in the same transaction;
+    their verdicts, in the same order.
 
     Whatever is in a mail, it does not raise: one that cannot be examined is kept as FAILED. A
     database that is out of order is not the mails' fault: that is raised, and they stay open.
@@ -152,7 +160,9 @@ def examine(
                 "bounces.detector_failed",
                 extra={"received_mail": mail.pk, "detector": answer.detector},
             )
-    verdicts |= _record_or_give_up({m.pk: m for m in mails if m.pk in readings}, readings, now)
+    with transaction.atomic():
+        verdicts |= _record_or_give_up({m.pk: m for m in mails if m.pk in readings}, readings, now)
+        also()
     return [verdicts[mail.pk] for mail in mails]
 
 

@@ -179,6 +179,8 @@ class MailboxState(models.Model):
     # "": nobody polls it.
     lease_key = models.CharField(max_length=32, blank=True)
     leased_until = models.DateTimeField(null=True)
+    # Where the next poll goes on, in the mailbox's own words (mailboxes.base.Resuming).
+    position = models.TextField(blank=True)
 
     class Meta:
         verbose_name = _("bounce mailbox")

@@ -11,17 +11,26 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 
 from django.db import Error as DatabaseTrouble
 from django.db.models import F, Q
 from django.utils.translation import gettext as _
 
+from bounces import rests
 from bounces.conf import MailboxSettings, bounce_settings
 from bounces.intake import Fetched, examine, examine_again, take_in
-from bounces.mailboxes.base import Mailbox, MailGoneError, Remembering
+from bounces.mailboxes.base import (
+    Mailbox,
+    MailboxRestsError,
+    MailGoneError,
+    OfAccount,
+    Remembering,
+    Resuming,
+)
 from bounces.models import (
     OPEN_VERDICTS,
     Breaker,
@@ -64,6 +73,8 @@ class Poll:
     unreadable: int = 0
     skipped: str = ""
     error: str = ""
+    # What the far side asked for, where it did: no failure.
+    rest: MailboxRestsError | None = None
 
     @property
     def taken(self) -> int:
@@ -77,6 +88,8 @@ class Poll:
         line = f"{self.mailbox}: {self.taken} mails" + (f" ({counts})" if counts else "")
         if self.unreadable:
             line += f", {self.unreadable} could not be fetched"
+        if self.rest:
+            line += f"; left alone for {self.rest.wait.total_seconds():.0f} s: {self.rest}"
         return f"{line}; stopped by {self.error}" if self.error else line
 
 
@@ -97,9 +110,11 @@ def poll(
     try:
         with ReadingProcess(read_whole) as reader:
             _examine_what_is_open(result, now, deadline, reader)
-            _empty(mailbox_settings, result, now, deadline, reader)
+            _empty(mailbox_settings, lease, result, now, deadline, reader)
     except DatabaseTrouble:
         raise  # not the mailbox's fault; the lease ends by itself
+    except MailboxRestsError as rest:
+        result.rest = rest
     # Somebody else's server, and perhaps somebody else's code: whatever it is, others go on.
     except Exception as error:
         result.error = f"{type(error).__name__}: {error}"
@@ -135,6 +150,7 @@ def _examine_what_is_open(
 
 def _empty(
     settings: MailboxSettings,
+    lease: str,
     result: Poll,
     now: datetime,
     deadline: float,
@@ -142,22 +158,34 @@ def _empty(
 ) -> None:
     """What lies in the mailbox, batch by batch."""
     mailbox = settings.make()
-    batch: list[Fetched] = []
-    octets = 0
+    if isinstance(mailbox, OfAccount):
+        mailbox.guard(partial(rests.request, mailbox.account, _clock_from(now)))
     try:
         mailbox.open()
-        validity = mailbox.uid_validity()
+        visit = _Visit(mailbox, mailbox.uid_validity(), lease, result, now, reader)
         if isinstance(mailbox, Remembering):
-            mailbox.remember_in(StoredUids(settings.name, validity))
-        for one in _fetch_all(mailbox, result, deadline):
+            mailbox.remember_in(StoredUids(settings.name, visit.validity))
+        if isinstance(mailbox, Resuming):
+            mailbox.resume_at(MailboxState.objects.get(name=settings.name).position)
+        batch: list[Fetched] = []
+        octets = 0
+        for one in _fetch_until_it_rests(mailbox, result, deadline):
             batch.append(one)
             octets += len(one.raw)
             if len(batch) >= BATCH or octets >= BATCH_OCTETS:
-                _take_batch(mailbox, validity, batch, result, now, reader)
+                visit.take(batch)
                 batch, octets = [], 0
-        _take_batch(mailbox, validity, batch, result, now, reader)
+        visit.take(batch)
     finally:
         mailbox.close()
+
+
+def _fetch_until_it_rests(mailbox: Mailbox, result: Poll, deadline: float) -> Iterator[Fetched]:
+    """The mails that can be fetched. Where the far side asks for a rest, ``result`` says so."""
+    try:
+        yield from _fetch_all(mailbox, result, deadline)
+    except MailboxRestsError as rest:
+        result.rest = rest
 
 
 def _fetch_all(mailbox: Mailbox, result: Poll, deadline: float) -> Iterator[Fetched]:
@@ -172,6 +200,8 @@ def _fetch_all(mailbox: Mailbox, result: Poll, deadline: float) -> Iterator[Fetc
             raw = mailbox.fetch(uid, largest + 1)
         except MailGoneError:
             continue
+        except MailboxRestsError:
+            raise
         except Exception:
             result.unreadable += 1
             failed_in_a_row += 1
@@ -183,17 +213,45 @@ def _fetch_all(mailbox: Mailbox, result: Poll, deadline: float) -> Iterator[Fetc
         yield Fetched(uid, raw)
 
 
-def _take_batch(
-    mailbox: Mailbox,
-    validity: str,
-    batch: Sequence[Fetched],
-    result: Poll,
-    now: datetime,
-    reader: ReadingProcess[Reading],
-) -> None:
-    if batch:
-        result.verdicts.update(take_in(result.mailbox, validity, batch, now, reader))
-        mailbox.done([one.uid for one in batch])
+@dataclass(slots=True)
+class _Visit:
+    """One session in an open mailbox, under a lease."""
+
+    mailbox: Mailbox
+    validity: str
+    lease: str
+    result: Poll
+    now: datetime
+    reader: ReadingProcess[Reading]
+    _position: str = ""
+
+    def take(self, batch: Sequence[Fetched]) -> None:
+        """Stores and examines these mails, and only then tells the mailbox that they are done.
+        An empty batch may still move the position: there was nothing to be found."""
+        uids = [one.uid for one in batch]
+        move = self._to_move(uids)
+        if batch:
+            verdicts = take_in(
+                self.result.mailbox, self.validity, batch, self.now, self.reader, move
+            )
+            self.result.verdicts.update(verdicts)
+            self.mailbox.done(uids)
+        else:
+            move()
+
+    def _to_move(self, uids: Sequence[str]) -> Callable[[], None]:
+        """Writes the position down, as long as the mailbox is ours: another poller's is its own."""
+        if not isinstance(self.mailbox, Resuming):
+            return lambda: None
+        position = self.mailbox.position_after(uids)
+        ours = MailboxState.objects.filter(name=self.result.mailbox, lease_key=self.lease)
+
+        def move() -> None:
+            if position != self._position:
+                ours.update(position=position)
+                self._position = position
+
+        return move
 
 
 class StoredUids:
@@ -224,6 +282,10 @@ def _take_lease(name: str, now: datetime, at_once: bool) -> str | None:
 def _end_lease(name: str, key: str, result: Poll, now: datetime) -> None:
     """Gives the mailbox back with what was learnt; nothing, when the lease went to another."""
     ours = MailboxState.objects.filter(name=name, lease_key=key)
+    if result.rest and not result.error:
+        wait, because = result.rest.wait, printable(str(result.rest), 500)
+        ours.update(lease_key="", leased_until=None, last_error=because, due_at=now + wait)
+        return
     if not result.error:
         ours.update(
             lease_key="", leased_until=None, last_succeeded_at=now, failures=0, last_error="",
@@ -247,6 +309,12 @@ def _end_lease(name: str, key: str, result: Poll, now: datetime) -> None:
             printable(result.error, 500),
             now,
         )
+
+
+def _clock_from(now: datetime) -> Callable[[], datetime]:
+    """A clock that stands at ``now`` and goes on from there."""
+    began = time.monotonic()
+    return lambda: now + timedelta(seconds=time.monotonic() - began)
 
 
 def cause_of_mailbox(name: str) -> str:

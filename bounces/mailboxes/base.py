@@ -8,12 +8,30 @@ option asks for it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Protocol, runtime_checkable
+
+from delivery.outcomes import Unavailable
 
 
 class MailGoneError(LookupError):
-    """A mail that was listed is no longer there: somebody else moved it. It is passed over."""
+    """A mail that was listed is not there: somebody else moved it. It is passed over."""
+
+
+class MailboxRestsError(Exception):
+    """The far side asks to be left alone for ``trouble.retry_after``. No failure, and told to
+    nobody: what was fetched is taken in, and the next poll comes when the rest is over."""
+
+    def __init__(self, trouble: Unavailable) -> None:
+        super().__init__(str(trouble.reply))
+        self.trouble = trouble
+
+    @property
+    def wait(self) -> timedelta:
+        return self.trouble.retry_after or timedelta(minutes=1)
 
 
 class Mailbox(Protocol):
@@ -59,6 +77,44 @@ class Remembering(Protocol):
     once, after ``open``."""
 
     def remember_in(self, store: UidStore) -> None: ...
+
+
+@runtime_checkable
+class Resuming(Protocol):
+    """What a mailbox has besides when its far side tells only what came since a certain point
+    (Microsoft Graph). The point is kept in the database, and moves in the transaction that writes
+    down what the mails before it came to."""
+
+    def resume_at(self, position: str) -> None:
+        """Called once, after ``open``: the last committed position, "" before the first."""
+
+    def position_after(self, uids: Collection[str]) -> str:
+        """Where the next poll goes on, once these mails are done as well. Changes nothing: it is
+        asked before the results are committed, and that may fail."""
+
+
+@dataclass(slots=True)
+class AccountRequest:
+    """A request under way. ``silence`` is set to the answer after which nobody may touch the
+    account for a while."""
+
+    silence: str = ""
+
+
+Gate = Callable[[], AbstractContextManager[AccountRequest]]
+
+
+@runtime_checkable
+class OfAccount(Protocol):
+    """What a mailbox has besides when its far side counts our requests together with those of a
+    provider. It enters the gate for each request; the gate may raise MailboxRestsError."""
+
+    @property
+    def account(self) -> str:
+        """The address of the account, as in the provider's option ``mailbox``."""
+
+    def guard(self, gate: Gate) -> None:
+        """Called once, before ``open``."""
 
 
 MAILBOX_METHODS = ("open", "uid_validity", "uids", "fetch", "done", "close")

@@ -9,7 +9,8 @@ A plain ASGI application. Fast tests reach it through EmulatorTransport, which a
 
 What is strict: 4 requests at once for a mailbox, 10,000 in 10 minutes, 150 MB in 5 minutes,
 10,000 recipients in 24 hours, 30 letters a minute (more are accepted and delivered later), 500
-moves and then silence, tokens with audience and end, immutable ids, headers of MIME letters.
+moves and then silence, tokens with audience and end, immutable ids, headers of MIME letters, delta
+links that are forgotten.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import httpx
+
+from tests.emulators.graph_delta import DeltaFeed
 
 SILENCE = timedelta(minutes=30)
 TOKEN_LIFE = timedelta(seconds=3599)
@@ -178,6 +181,7 @@ class GraphEmulator:
         self.revoked: set[str] = set()
         self.may_read = True
         self.silence_broken = 0
+        self.feeds: dict[tuple[str, str], DeltaFeed] = {}
         # Called with each journal entry and at each effect: a test may kill a process there.
         self.on_delivered: Callable[[Delivered], None] = lambda delivered: None
         self._numbers = 0
@@ -399,12 +403,14 @@ class GraphEmulator:
                 403, "ErrorAccessDenied", "Access is denied. Check credentials and try again."
             )
         if match := re.fullmatch(r"messages/([^/]+)(/\$value)?", path):
-            item = mailbox.items.get(match[1])
+            item = mailbox.items.get(unquote(match[1]))
             if item is None:
                 return item_not_found()
             if match[2]:
                 return Answer(200, item.content, {"content-type": "text/plain"})
             return Answer.of(200, self._shown(item))
+        if match := re.fullmatch(r"mailFolders/(\w+)/messages/delta", path):
+            return self._delta(mailbox, match[1], query, headers)
         if match := re.fullmatch(r"mailFolders/(\w+)/messages", path):
             return self._list(mailbox, match[1], query.get("$filter", ""))
         return Answer.error(400, "BadRequest", f"The emulator does not know {method} {path}.")
@@ -589,6 +595,53 @@ class GraphEmulator:
                 shown.append(self._shown(item))
         return Answer.of(200, {"value": shown})
 
+    def _delta(
+        self, mailbox: Mailbox, folder: str, query: Mapping[str, str], headers: Mapping[str, str]
+    ) -> Answer:
+        prefer, host = headers.get("prefer", ""), headers.get("host", "")
+        scheme = "http" if host.startswith("127.") else "https"
+        url = f"{scheme}://{host}/v1.0/users/{mailbox.address}/mailFolders/{folder}/messages/delta"
+        answer = self.feed(mailbox.address, folder).answer(query, prefer, url)
+        if answer is None:
+            return Answer.error(
+                410, "SyncStateNotFound",
+                "The sync state generation is not found; generation=149;[highest=157][157][156].",
+                location=url,
+            )  # fmt: skip
+        status, page = answer
+        if 'IdType="ImmutableId"' not in prefer:
+            # Good for as long as the mail stays in this folder.
+            page["value"] = [item | {"id": f"{folder}:{item['id']}"} for item in page["value"]]
+        return Answer.of(status, page)
+
+    def feed(self, address: str, folder: str) -> DeltaFeed:
+        """What delta queries tell of a folder."""
+        mailbox = self.mailboxes[address.lower()]
+
+        def look() -> dict[str, dict[str, Any]]:
+            return {
+                item.id: {"id": item.id, "receivedDateTime": _told(item.modified_at)}
+                for item in list(mailbox.items.values())
+                if self._folder(item) == folder
+            }
+
+        return self.feeds.setdefault((address.lower(), folder), DeltaFeed(look))
+
+    def receive(self, address: str, raw: bytes, folder: str = "inbox") -> Item:
+        """A mail from outside arrives."""
+        mailbox = self.mailboxes[address.lower()]
+        header = BytesHeaderParser(policy=policy.compat32).parsebytes(raw)
+        with self._lock:
+            self._numbers += 1
+            number = self._numbers
+        message_id = str(header.get("Message-ID", f"<{number}@outside.example>"))
+        item = Item(
+            f"AAIn{number}=", raw, message_id, str(header.get("Subject", "")), [address], folder,
+            self.clock(), is_draft=False,
+        )  # fmt: skip
+        mailbox.items[item.id] = item
+        return item
+
     def _folder(self, item: Item) -> str:
         if item.sent_at is None:
             return item.folder
@@ -600,7 +653,7 @@ class GraphEmulator:
             "internetMessageId": item.message_id,
             "isDraft": item.is_draft,
             "subject": item.subject,
-            "lastModifiedDateTime": item.modified_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "lastModifiedDateTime": _told(item.modified_at),
         }
 
     # ------------------------------------------------------------------ what a test asks
@@ -639,6 +692,10 @@ def item_not_found() -> Answer:
     )
 
 
+def _told(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def _forget(moments: deque[datetime], before: datetime) -> None:
     while moments and moments[0] <= before:
         moments.popleft()
@@ -658,6 +715,22 @@ class EmulatorTransport(httpx.AsyncBaseTransport):
             return await self._inner.handle_async_request(request)
         except Drop as drop:
             raise drop.error(str(drop), request=request) from None
+
+
+class EmulatorWire(httpx.BaseTransport):
+    """The same for a client without an event loop."""
+
+    def __init__(self, emulator: GraphEmulator) -> None:
+        self._emulator = emulator
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        async def ask() -> httpx.Response:
+            answer = await EmulatorTransport(self._emulator).handle_async_request(request)
+            return httpx.Response(
+                answer.status_code, headers=answer.headers, content=await answer.aread()
+            )
+
+        return asyncio.run(ask())
 
 
 class EmulatedLogin:
