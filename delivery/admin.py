@@ -6,6 +6,7 @@ nothing here marks a string as safe.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from django import forms
@@ -42,6 +43,7 @@ from campaigns.models import Campaign
 from delivery import (
     admin_alerts,  # noqa: F401  (it registers itself)
     limits,
+    mailboxes,
     slots,
 )
 from delivery.admin_doubts import DoubtDecisions, mark_where_it_broke, where_it_broke
@@ -415,6 +417,8 @@ class ProviderStateAdmin(ReadOnlyAdmin):
             return self._get_obj_does_not_exist_redirect(request, self.opts, str(pk))
         if self._open(request, state):
             self.message_user(request, _("The provider is open again."), messages.SUCCESS)
+        elif silent_until(state) is not None:
+            self.message_user(request, _("Its mailbox rests, and nobody can end that early."))
         else:
             self.message_user(request, _("It was open already."), messages.INFO)
         return HttpResponseRedirect(page)
@@ -450,7 +454,9 @@ class ProviderStateAdmin(ReadOnlyAdmin):
                 for limit in (provider.limits if provider else ())
             ],
             "connections": slots.view(state.alias, provider.connections if provider else None),
-            "may_resume": self.has_resume_provider_permission(request),
+            "may_resume": self.has_resume_provider_permission(request)
+            and silent_until(state) is None,
+            "silent_until": silent_until(state),
             **(extra_context or {}),
         }
         return TemplateResponse(request, "admin/delivery/provider.html", context)
@@ -463,6 +469,12 @@ def state_in_words(state: ProviderState) -> tuple[str, Any]:
     if limits.closed_until(state, timezone.now()) is not None:
         return "paused", _("Paused")
     return "open", _("Open")
+
+
+def silent_until(state: ProviderState) -> datetime | None:
+    """When the provider's mailbox may be touched again; None when it may be now."""
+    provider = delivery_settings().providers.get(state.alias)
+    return mailboxes.resting_until(provider.mailbox, timezone.now()) if provider else None
 
 
 # ---------------------------------------------------------------------------------- replies

@@ -20,7 +20,7 @@ from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
 from delivery.profiles import PROFILE_KEYS, ProfileError, expand
-from delivery.providers.base import Provider
+from delivery.providers.base import ActsAsMailbox, Provider
 from delivery.rates import Connections, Limit, LimitKind, parse_rate
 from delivery.replies import Rule, put_before
 from delivery.replies.settings import RuleError, read_rule
@@ -49,6 +49,8 @@ class ProviderSettings:
     connections: Connections | None = None
     # Of this provider over all hosts; None: as many as DELIVERY["WORKERS"].
     workers: int | None = None
+    # The mailbox as which it sends (providers.base.ActsAsMailbox); empty for none.
+    mailbox: str = ""
 
     @property
     def can_confirm(self) -> bool:
@@ -433,7 +435,10 @@ def _provider(alias: str, entry: Any, problems: list[Problem]) -> ProviderSettin
         hint = "A whole number from 1: how many letters may be on their way at once."
         problems.append(Problem(28, f"{where}: {entry['BACKEND']} has no concurrency.", hint))
         return None
-    return ProviderSettings(alias, entry["BACKEND"], dict(options), limits, connections, workers)
+    mailbox = provider.mailbox if isinstance(provider, ActsAsMailbox) else ""
+    return ProviderSettings(
+        alias, entry["BACKEND"], dict(options), limits, connections, workers, mailbox
+    )
 
 
 def _limits(alias: str, where: str, raw: Any, problems: list[Problem]) -> tuple[Limit, ...]:

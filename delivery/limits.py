@@ -28,8 +28,6 @@ Clock = Callable[[], datetime]
 
 FIRST_PAUSE = timedelta(seconds=30)
 LONGEST_PAUSE = timedelta(minutes=15)
-# A second total silence within this time lasts twice as long.
-SILENCE_IS_REMEMBERED = timedelta(days=1)
 # How long after its moment a permit may be used. A worker that was held up returns the letter.
 SHELF_LIFE = timedelta(seconds=15)
 # How long after its end a killed process's last octets may still arrive.
@@ -250,8 +248,6 @@ def pause(alias: str, trouble: Unavailable, now: datetime) -> None:
         return  # nothing was asked of the provider: the letter came too late for its permit
     state = state_of(alias)
     wait = trouble.retry_after or min(FIRST_PAUSE * 2 ** min(state.failures, 10), LONGEST_PAUSE)
-    if _is_again(state, trouble, now):
-        wait *= 2
     because = {"because": str(trouble.reply), "rule": trouble.rule, "paused_at": now}
     row = ProviderState.objects.filter(alias=alias, stopped=False)
     if trouble.needs_a_person:
@@ -266,17 +262,6 @@ def pause(alias: str, trouble: Unavailable, now: datetime) -> None:
     )
 
 
-def _is_again(state: ProviderState, trouble: Unavailable, now: datetime) -> bool:
-    """Whether total silence was not enough: the same trouble within a day of the last pause."""
-    return (
-        trouble.rule == state.rule == TOTAL_SILENCE_RULE
-        and state.paused_at is not None
-        and state.paused_at > now - SILENCE_IS_REMEMBERED
-        and state.paused_until is not None
-        and state.paused_until <= now
-    )
-
-
 def works_again(state: ProviderState) -> None:
     """A letter was accepted: the next trouble begins with a short pause again."""
     if state.failures:
@@ -284,9 +269,11 @@ def works_again(state: ProviderState) -> None:
 
 
 def resume(alias: str, now: datetime) -> bool:
-    """Opens a paused or stopped provider, as a person asked; False when it was open."""
+    """Opens a paused or stopped provider, as a person asked; False when it was open, or when its
+    mailbox must not be touched: that is over earlier for nobody (delivery/mailboxes.py)."""
     return bool(
         ProviderState.objects.filter(alias=alias)
         .filter(Q(stopped=True) | Q(paused_until__gt=now))
+        .exclude(stopped=False, rule=TOTAL_SILENCE_RULE)
         .update(stopped=False, paused_until=None, because="", rule="", failures=0)
     )

@@ -300,6 +300,45 @@ class ProviderState(models.Model):
         return self.alias
 
 
+class MailboxState(models.Model):
+    """A mailbox that senders and readers share, and its silence (delivery/mailboxes.py).
+
+    ``mailbox``: its address in lower case; the row that its users lock, in turn.
+    """
+
+    mailbox = models.CharField(_("mailbox"), max_length=254, primary_key=True)
+    # Of the last silence, also when it is over: the next one within a day lasts twice as long.
+    silent_until = models.DateTimeField(_("silent until"), null=True)
+    length = models.DurationField(null=True)
+    because = models.TextField(_("because"), blank=True)
+    # So many requests go alone, one after the other, before the mailbox is used as ever.
+    on_trial = models.PositiveSmallIntegerField(default=0)
+
+    class Meta:
+        verbose_name = _("mailbox")
+        verbose_name_plural = _("mailboxes")
+
+    def __str__(self) -> str:
+        return self.mailbox
+
+
+class MailboxRequest(models.Model):
+    """A request to a mailbox, under way or within the window in which it still counts."""
+
+    mailbox = models.CharField(max_length=254)
+    channel = models.CharField(max_length=20)
+    began_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True)
+    octets = models.PositiveIntegerField()
+
+    class Meta:
+        verbose_name = _("request to a mailbox")
+        indexes = [models.Index(fields=["mailbox", "began_at"], name="mailbox_requests")]
+
+    def __str__(self) -> str:
+        return f"{self.mailbox}: {self.channel}"
+
+
 class ConnectionPool(models.Model):
     """How many connections a provider bears at this time, as it let us know. See slots.py."""
 

@@ -64,17 +64,20 @@ def expand(entry: Mapping[str, Any]) -> dict[str, Any]:
         hint = '"OPTIONS": {"mailbox": "news@contoso.example", "identity": {...}}'
         raise ProfileError(63, "OPTIONS name no mailbox.", hint)
     return profile(options) | {
-        "LIMITS": entry.get("LIMITS", _limits(options, licences)),
+        "LIMITS": entry.get("LIMITS", _limits(name, options, licences)),
         "WORKERS": entry.get("WORKERS", WORKERS),
     }
 
 
-def _limits(options: Mapping[str, Any], licences: int) -> list[dict[str, str]]:
+def _limits(name: str, options: Mapping[str, Any], licences: int) -> list[dict[str, Any]]:
     mailbox = options["mailbox"].lower()
     identity = options.get("identity")
     tenant = identity.get("tenant_id") if isinstance(identity, Mapping) else None
     tenant = str(tenant or mailbox.rpartition("@")[2]).lower()
+    # Graph's requests at once are counted by the mailbox's gate, together with its readers'.
+    connections = {"connections": SMTP_CONNECTIONS, "scope": f"smtp:{mailbox}"}
     return [
+        *([connections] if name == "microsoft365-smtp" else []),
         {"rate": f"{LETTERS_A_MINUTE}/minute", "scope": f"mailbox:{mailbox}"},
         {"cap": f"{RECIPIENTS_A_DAY}/day", "scope": f"mailbox:{mailbox}"},
         {"cap": f"{tenant_limit(licences)}/day", "scope": f"tenant:{tenant}"},

@@ -22,7 +22,8 @@ from django.utils.formats import date_format
 from django.utils.timezone import localtime
 from django.utils.translation import gettext as _
 
-from delivery import limits
+from delivery import limits, mailboxes
+from delivery.bridge import Bridge
 from delivery.conf import ProviderSettings
 from delivery.message import Envelope, OutgoingMessage
 from delivery.outcomes import Accepted, Outcome, Unavailable, Unconfirmed
@@ -77,7 +78,9 @@ def run(
     """
     report = Report()
     state = limits.state_of(settings.alias)
-    closed_until = limits.closed_until(state, clock())
+    now = clock()
+    # The mailbox may rest although this provider has not tried it yet.
+    closed_until = limits.closed_until(state, now) or mailboxes.resting_until(settings.mailbox, now)
     if state.stopped:
         report.warnings.append(
             _("Stopped: %(because)s Open it in the admin when that is mended, and test again.")
@@ -101,7 +104,9 @@ def run(
     letter, subject = test_letter(sender, to, clock())
     provider = provider or settings.make()
     try:
-        outcome, sent, received = asyncio.run(_send_and_read(provider, letter, subject, sleep))
+        outcome, sent, received = asyncio.run(
+            _send_and_read(provider, letter, subject, sleep, clock)
+        )
     finally:
         limits.settle(grant, [monotonic()])
     _judge(report, outcome)
@@ -113,6 +118,18 @@ def run(
 
 
 async def _send_and_read(
+    provider: Any,
+    letter: OutgoingMessage,
+    subject: str,
+    sleep: Callable[[float], Awaitable[Any]],
+    clock: Callable[[], datetime],
+) -> tuple[Outcome, Any, Any]:
+    async with Bridge() as bridge:
+        mailboxes.guard(provider, bridge, clock)
+        return await _guarded(provider, letter, subject, sleep)
+
+
+async def _guarded(
     provider: Any, letter: OutgoingMessage, subject: str, sleep: Callable[[float], Awaitable[Any]]
 ) -> tuple[Outcome, Any, Any]:
     sent = received = None

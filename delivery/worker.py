@@ -23,7 +23,7 @@ from time import monotonic
 
 from django.db import InterfaceError, OperationalError, connection, transaction
 
-from delivery import leases, limits, queue, resolution, slots
+from delivery import leases, limits, mailboxes, queue, resolution, slots
 from delivery.bridge import Bridge
 from delivery.clocks import database_now
 from delivery.composing import Unwritable, compose
@@ -147,6 +147,7 @@ class Worker:
     async def _work(self, bridge: Bridge) -> Slice:
         end = self.clock() + self.settings.slice_length
         sent = 0
+        mailboxes.guard(self.provider, bridge, self.clock)
         await self.provider.open()
         while True:
             next_look = await self._look(bridge)

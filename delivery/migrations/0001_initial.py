@@ -30,6 +30,35 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name='MailboxState',
+            fields=[
+                ('mailbox', models.CharField(max_length=254, primary_key=True, serialize=False, verbose_name='mailbox')),
+                ('silent_until', models.DateTimeField(null=True, verbose_name='silent until')),
+                ('length', models.DurationField(null=True)),
+                ('because', models.TextField(blank=True, verbose_name='because')),
+                ('on_trial', models.PositiveSmallIntegerField(default=0)),
+            ],
+            options={
+                'verbose_name': 'mailbox',
+                'verbose_name_plural': 'mailboxes',
+            },
+        ),
+        migrations.CreateModel(
+            name='MailboxRequest',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('mailbox', models.CharField(max_length=254)),
+                ('channel', models.CharField(max_length=20)),
+                ('began_at', models.DateTimeField()),
+                ('ended_at', models.DateTimeField(null=True)),
+                ('octets', models.PositiveIntegerField()),
+            ],
+            options={
+                'verbose_name': 'request to a mailbox',
+                'indexes': [models.Index(fields=['mailbox', 'began_at'], name='mailbox_requests')],
+            },
+        ),
+        migrations.CreateModel(
             name='ProviderState',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),

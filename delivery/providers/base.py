@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Protocol, runtime_checkable
 
 from delivery.message import OutgoingMessage
@@ -72,3 +74,74 @@ class Confirms(Protocol):
         it needs a person, looking is not permitted. Only envelope and Message-ID of ``message`` are
         known; its content is empty.
         """
+
+
+# ---------------------------------------------------------------------------------- mailboxes
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What all who use a mailbox through the same ``channel`` may do together: requests under way
+    at once, requests and octets of their bodies in any window."""
+
+    channel: str
+    at_once: int
+    requests: int
+    requests_window: timedelta
+    octets: int
+    octets_window: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Leave for one request to a mailbox. ``is_first``: the first after a silence, which should be
+    a cheap one."""
+
+    key: int = 0
+    is_first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """No leave now: for how long, and why."""
+
+    wait: timedelta
+    because: str
+
+
+class Gate(Protocol):
+    """Asked before each request to a mailbox, and told after it (delivery/mailboxes.py)."""
+
+    async def ask(self, octets: int = 0) -> Turn | Rest:
+        """Leave for one request with a body of so many octets, or how long the mailbox rests."""
+
+    async def done(self, turn: Turn, silence: str = "") -> None:
+        """The request is over, whatever came of it. ``silence``: the answer, if it was one after
+        which nothing may touch the mailbox for a while."""
+
+
+class OpenGate:
+    """Where nobody else uses the mailbox: tests of a provider alone, a script."""
+
+    async def ask(self, octets: int = 0) -> Turn | Rest:
+        return Turn()
+
+    async def done(self, turn: Turn, silence: str = "") -> None:
+        """Nobody waits."""
+
+
+@runtime_checkable
+class ActsAsMailbox(Protocol):
+    """Optional: a provider that sends as a mailbox, which other providers and readers of bounces
+    use too. It asks its gate before each request and tells it afterwards."""
+
+    @property
+    def mailbox(self) -> str:
+        """The address in lower case; empty for a provider that is no mailbox after all."""
+
+    @property
+    def allowance(self) -> Allowance | None:
+        """What its users share beside the silence; None for nothing that the gate counts."""
+
+    def guard(self, gate: Gate) -> None:
+        """Called once before ``open``."""

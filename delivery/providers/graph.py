@@ -13,12 +13,13 @@ import base64
 import logging
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.parser import BytesHeaderParser
 from email.utils import getaddresses
+from functools import partial
 from random import Random
 from typing import Any
 from urllib.parse import quote
@@ -37,10 +38,11 @@ from delivery.outcomes import (
     Unconfirmed,
 )
 from delivery.providers.attachments import Split, TooLargeError, split
-from delivery.providers.graph_http import IMMUTABLE, GraphAccount, GraphAnswer
+from delivery.providers.base import Allowance, Gate, OpenGate, Rest, Turn
+from delivery.providers.graph_http import ALLOWANCE, IMMUTABLE, GraphAccount, GraphAnswer
 from delivery.providers.http import NOT_SENT, retry_after, same_origin
 from delivery.providers.microsoft_identity import IdentityError, TokenSource
-from delivery.replies.graph import GraphRule, Reaction
+from delivery.replies.graph import TOTAL_SILENCE_RULE, GraphRule, Reaction
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ LARGEST_IN_ONE_REQUEST = 2_900_000
 CONNECT_TIMEOUT = 30.0
 ANSWER_TIMEOUT = 180.0
 LOOK_TIMEOUT = 30.0
-# Graph allows 4 requests at once for an application and a mailbox; one is the bounce reader's.
+# Of the four that Graph allows at once, one is the bounce reader's.
 MOST_AT_ONCE = 3
 # One at a time until an hour was clean; after that, one more for each ten clean minutes.
 FIRST_RISE = timedelta(hours=1)
@@ -168,6 +170,21 @@ class GraphProvider:
         self._trouble: Unavailable | None = None
         self._trouble_until: datetime | None = None
         self.note_final_dot: Callable[[int], None] = lambda reference: None
+        self._gate: Gate = OpenGate()
+
+    @property
+    def mailbox(self) -> str:
+        """The mailbox as its other users name it."""
+        return self.address.lower()
+
+    @property
+    def allowance(self) -> Allowance:
+        """What senders and readers of the mailbox share."""
+        return ALLOWANCE
+
+    def guard(self, gate: Gate) -> None:
+        """``gate`` is asked before each request, those for tokens included."""
+        self._gate = gate
 
     @property
     def concurrency(self) -> int:
@@ -297,9 +314,10 @@ class GraphProvider:
         for start in range(0, len(content), step):
             piece = content[start : start + step]
             span = f"bytes {start}-{start + len(piece) - 1}/{len(content)}"
-            answer = await self._once(
-                "PUT", url, content=piece, headers={"Content-Range": span}, token=""
+            put = partial(
+                self._once, "PUT", url, content=piece, headers={"Content-Range": span}, token=""
             )
+            answer = await self._in_turn(len(piece), put)
             if answer.status not in {200, 201, 202}:
                 return answer
         return answer
@@ -514,12 +532,50 @@ class GraphProvider:
             sent["Content-Type"] = "text/plain"
             content = base64.b64encode(mime)
         request = {"content": content, "json": json, "params": params, "timeout": timeout}
+        ask = partial(self._with_token, method, url, headers=sent, **request)
+        return await self._in_turn(len(content or b""), ask)
+
+    async def _in_turn(self, octets: int, ask: Callable[[], Awaitable[GraphAnswer]]) -> GraphAnswer:
+        """A request, when the mailbox may be touched. The first after a silence is a cheap look,
+        made before this one."""
+        turn = await self._turn(octets)
+        if turn.is_first:
+            url = f"{self._user}/mailFolders/sentitems/messages"
+            look = {"params": {"$select": "id", "$top": "1"}, "timeout": LOOK_TIMEOUT}
+            try:
+                await self._use(turn, partial(self._with_token, "GET", url, headers={}, **look))
+            except _NoAnswerError as none:
+                raise _NoAnswerError(_nothing_left(none.outcome), left=False) from None
+            turn = await self._turn(octets)
+        return await self._use(turn, ask)
+
+    async def _turn(self, octets: int) -> Turn:
+        turn = await self._gate.ask(octets)
+        if isinstance(turn, Rest):
+            reply = Reply.of(Phase.LOCAL, None, f"Nothing was asked of the mailbox: {turn.because}")
+            raise _NoAnswerError(Unavailable(reply, turn.wait, rule="mailbox rests"), left=False)
+        return turn
+
+    async def _use(self, turn: Turn, ask: Callable[[], Awaitable[GraphAnswer]]) -> GraphAnswer:
+        """The request itself; its answer may begin the mailbox's silence."""
+        silence = ""
+        try:
+            answer = await ask()
+            if answer.rule.name == TOTAL_SILENCE_RULE:
+                silence = str(answer.reply)
+            return answer
+        finally:
+            await self._gate.done(turn, silence)
+
+    async def _with_token(
+        self, method: str, url: str, *, headers: Mapping[str, str], **request: Any
+    ) -> GraphAnswer:
         token = await self._token()
-        answer = await self._once(method, url, headers=sent, token=token, **request)
+        answer = await self._once(method, url, headers=headers, token=token, **request)
         if answer.status != 401:
             return answer
         token = await self._token(refused=token, claims=answer.claims)
-        return await self._once(method, url, headers=sent, token=token, **request)
+        return await self._once(method, url, headers=headers, token=token, **request)
 
     async def _token(self, refused: str = "", claims: str = "") -> str:
         try:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import httpx
 
 from delivery.outcomes import Phase, Reply
+from delivery.providers.base import Allowance
 from delivery.providers.http import is_loopback
 from delivery.providers.microsoft_identity import CLOUDS, TokenSource, shared_identity
 from delivery.replies.graph import GraphRule, read_error, rule_for
 
+# For an application and a mailbox: 4 requests at once, 10,000 in 10 minutes, 150 MB of bodies in 5
+# (Graph: throttling limits). Requests of every kind count, and refused ones too.
+ALLOWANCE = Allowance("graph", 4, 10_000, timedelta(minutes=10), 150_000_000, timedelta(minutes=5))
 # Ids that a move within the mailbox does not change.
 IMMUTABLE = {"Prefer": 'IdType="ImmutableId"'}
 

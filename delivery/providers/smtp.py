@@ -38,7 +38,8 @@ from delivery.outcomes import (
     Unavailable,
     Unconfirmed,
 )
-from delivery.providers.microsoft_identity import IdentityError, shared_identity
+from delivery.providers.base import Gate, OpenGate, Rest
+from delivery.providers.microsoft_identity import CLOUDS, IdentityError, shared_identity
 from delivery.providers.smtp_pipelining import (
     Letter,
     LetterClient,
@@ -65,6 +66,7 @@ _PHASES = {
     Step.DATA: Phase.DATA,
     Step.LETTER: Phase.FINAL_DOT,
 }
+_HOSTS_OF_MAILBOXES = {cloud.smtp for cloud in CLOUDS.values()}
 _UNSAFE_IN_PATH = re.compile(r"[\x00-\x20\x7f<>]|[^\x00-\x7f]")
 
 
@@ -124,6 +126,7 @@ class SMTPProvider:
         self.concurrency = 2 * connections
         self._tls = ssl.create_default_context(cafile=ca_file) if security != "none" else None
         self.note_final_dot: Callable[[int], None] = lambda reference: None
+        self._gate: Gate = OpenGate()
         self._places: list[Connection] = []
         self._idle: list[Connection] = []
         self._offered: deque[Connection] = deque()
@@ -132,6 +135,21 @@ class SMTPProvider:
     def watch(self, note: Callable[[int], None]) -> None:
         """``note`` is called with a letter's reference just before its final dot is written."""
         self.note_final_dot = note
+
+    @property
+    def mailbox(self) -> str:
+        """At Exchange Online the login is a mailbox, which Graph and readers of bounces use too."""
+        is_mailbox = self.identity is not None or self.host.lower() in _HOSTS_OF_MAILBOXES
+        return self.username.lower() if is_mailbox else ""
+
+    @property
+    def allowance(self) -> None:
+        """Its connections are counted as such (KeepsConnections)."""
+        return None
+
+    def guard(self, gate: Gate) -> None:
+        """``gate`` is asked before each letter."""
+        self._gate = gate
 
     async def open(self) -> None:
         """Makes the places for connections; each connects with its first letter."""
@@ -148,12 +166,22 @@ class SMTPProvider:
             self._waiting.append(turn)
             connection = await turn
         try:
-            return await connection.hand_over(message)
+            return await self._in_turn(connection, message)
         finally:
             connection.load -= 1
             self._offer(connection)
             while self._waiting and (free := self._free_connection()) is not None:
                 self._waiting.popleft().set_result(free)
+
+    async def _in_turn(self, connection: Connection, message: OutgoingMessage) -> Outcome:
+        turn = await self._gate.ask()
+        if isinstance(turn, Rest):
+            reply = Reply.of(Phase.LOCAL, None, f"Nothing was asked of the mailbox: {turn.because}")
+            return Unavailable(reply, turn.wait, rule="mailbox rests")
+        try:
+            return await connection.hand_over(message)
+        finally:
+            await self._gate.done(turn)
 
     async def keep_connections(self, most: int) -> int:
         """At most so many places for connections; QUIT on idle ones above it."""

@@ -16,7 +16,7 @@ from django.urls import reverse
 from django.utils.html import escape
 
 from campaigns.models import CampaignTotals
-from delivery import limits, listing, slots
+from delivery import limits, listing, mailboxes, slots
 from delivery.clocks import database_now
 from delivery.composing import compose
 from delivery.conf import delivery_settings
@@ -457,6 +457,22 @@ def test_a_stopped_provider_is_opened_by_a_post_with_its_permission(now: datetim
     assert LogEntry.objects.get().change_message == "Opened again."
     operator.post(url)
     assert LogEntry.objects.count() == 1  # it was open already
+
+
+def test_a_mailboxs_rest_is_shown_and_opened_by_nobody(admin_client: Client, settings) -> None:
+    options = {"host": "smtp.office365.com", "username": "news@contoso.example", "password": "x"}
+    provider = {"BACKEND": "delivery.providers.smtp.SMTPProvider", "OPTIONS": options}
+    settings.DELIVERY = settings.DELIVERY | {"PROVIDERS": {"default": provider}}
+    turn = mailboxes.ask("news@contoso.example", None, database_now())
+    mailboxes.done("news@contoso.example", turn, database_now(), "429 Too many objects")
+    state = ProviderState.objects.get(alias="default")
+    html = text(page(admin_client, "admin:delivery_providerstate_change", state.pk))
+    assert "Nobody touches the mailbox until" in html
+    assert "Open again" not in html
+    url = reverse("admin:delivery_providerstate_resume", args=[state.pk])
+    html = text(admin_client.post(url, follow=True))
+    assert "nobody can end that early" in html
+    assert limits.closed_until(limits.state_of("default"), database_now()) is not None
 
 
 def test_several_providers_are_opened_from_the_list(admin_client: Client, now: datetime) -> None:

@@ -44,6 +44,9 @@ def test_smtp_and_graph_as_one_mailbox_share_every_budget():
     assert (made.host, made.port, made.security) == ("smtp.office365.com", 587, "starttls")
     assert made.username == "News@contoso.example"
     assert made.connections == 3
+    # Two entries for one mailbox do not make six connections.
+    assert (smtp.connections.most, smtp.connections.scope) == (3, "smtp:news@contoso.example")
+    assert graph.mailbox == smtp.mailbox == "news@contoso.example"
 
 
 def test_two_mailboxes_of_a_tenant_share_the_tenants_limit_only():

@@ -98,10 +98,10 @@ def campaign(graph_world, mailing_list, clock, settings):
     return campaign
 
 
-def work(graph_world, clock, *, provider=None, **options):
+def work(graph_world, clock, *, provider=None, alias="graph", **options):
     """A slice in emulated time: where the worker would wait, the clock goes on."""
     provider = provider or graph_world.provider(mailbox=FROM, **options)
-    worker = make_worker(clock, provider, "graph")
+    worker = make_worker(clock, provider, alias)
 
     async def wait_for(moment, end):
         if moment is None or moment > end or moment - clock() > PATIENCE:
@@ -159,31 +159,24 @@ def test_06_a_doubt_without_a_trace_is_held_after_ten_minutes_and_may_be_sent_ag
     assert len(graph_world.emulator.requests("GET")) == looked
 
 
-def test_07_nobody_looks_into_total_silence_and_it_lasts_across_restarts(
-    graph_world, campaign, clock
-):
+def test_07_nobody_looks_for_a_doubt_in_total_silence(graph_world, campaign, clock):
     graph_world.emulator.faults = [
         Fault("sendMail", Answer.error(504, "UnknownError"), done=True),
-        Fault("sendMail", Answer.error(429, "ErrorTooManyObjectsOpened"), skip=0),
+        Fault("sendMail", Answer.error(429, "ErrorTooManyObjectsOpened")),
     ]
     work(graph_world, clock)
     clock.advance(seconds=31)
-    graph_world.emulator.faults = graph_world.emulator.faults[1:]
-    graph_world.emulator.mailboxes[FROM].silent_until = clock() + timedelta(minutes=30)
-    graph_world.emulator.faults = []
     work(graph_world, clock)
-    # That request was spoken into the silence that had just begun; from now on there is none.
-    assert graph_world.emulator.silence_broken == 1
-    graph_world.emulator.silence_broken = 0
     state = limits.state_of("graph")
     assert state.rule == "total silence"
     assert state.paused_until == clock() + timedelta(minutes=35)
     before = len(graph_world.emulator.journal)
-    for _ in range(34):
-        clock.advance(minutes=1)
+    for _ in range(6):
+        clock.advance(minutes=5)
         assert "graph" not in coordinate(clock)
         work(graph_world, clock)
     assert len(graph_world.emulator.journal) == before
+    clock.advance(minutes=4)
     rest_and_work(graph_world, clock, 3)
     assert statuses(campaign) == {"sent": 5}
 
@@ -302,16 +295,3 @@ def test_with_random_faults_of_all_kinds_each_letter_leaves_once_or_is_listed_as
     for doubt in Delivery.objects.filter(status="unconfirmed"):
         assert message_id_of(doubt.id, doubt.campaign_id) not in {own for own, _ in left}
     assert not Suppression.objects.exists()
-
-
-def test_07_a_second_silence_within_a_day_lasts_twice_as_long(clock):
-    trouble = Unavailable(REPLY, timedelta(minutes=35), rule="total silence")
-    limits.pause("graph", trouble, clock())
-    limits.pause("graph", trouble, clock())
-    assert limits.state_of("graph").paused_until == clock() + timedelta(minutes=35)
-    clock.advance(hours=2)
-    limits.pause("graph", trouble, clock())
-    assert limits.state_of("graph").paused_until == clock() + timedelta(minutes=70)
-    clock.advance(days=2)
-    limits.pause("graph", trouble, clock())
-    assert limits.state_of("graph").paused_until == clock() + timedelta(minutes=35)

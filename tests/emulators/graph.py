@@ -35,6 +35,7 @@ import httpx
 from tests.emulators.graph_delta import DeltaFeed
 
 SILENCE = timedelta(minutes=30)
+SILENCING = (b"ErrorTooManyObjectsOpened", b"ErrorMoveCopyFailed")
 TOKEN_LIFE = timedelta(seconds=3599)
 MOST_AT_ONCE = 4
 REQUESTS = 10_000, timedelta(minutes=10)
@@ -226,6 +227,7 @@ class GraphEmulator:
                 raise Drop(fault.drop)
             assert fault.answer is not None
             answer = fault.answer
+            self._fall_silent_with(path, answer)
         ids = {"request-id": f"request-{number}"}
         if "client-request-id" in headers:
             ids["client-request-id"] = headers["client-request-id"]
@@ -233,6 +235,13 @@ class GraphEmulator:
             entry.at, entry.host, method, path, answer.status, entry.has_token, entry.size
         )
         return Answer(answer.status, answer.body, ids | dict(answer.headers))
+
+    def _fall_silent_with(self, path: str, answer: Answer) -> None:
+        """A scripted answer of this kind begins the silence too, as the mailbox's own does."""
+        match = re.match(r"/v1\.0/users/([^/]+)/", path)
+        mailbox = self.mailboxes.get(unquote(match[1]).lower()) if match else None
+        if mailbox is not None and any(code in answer.body for code in SILENCING):
+            mailbox.silent_until = self.clock() + SILENCE
 
     def _fault(self, line: str) -> Fault | None:
         for fault in self.faults:
