@@ -1,6 +1,6 @@
 """System checks: a wrong BOUNCES setting stops ``manage.py check``, before the first poll.
 
-bounces.E001 to E021 are the problems that conf.py numbers; E101 and W101 are about what stands in
+bounces.E001 to E022 are the problems that conf.py numbers; E101 and W101 are about what stands in
 other settings and would make every bounce useless.
 """
 

@@ -13,6 +13,7 @@ from datetime import timedelta
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.signals import setting_changed
@@ -22,6 +23,7 @@ from bounces.detectors.base import Detector
 from bounces.mailboxes.base import MAILBOX_METHODS, Mailbox
 from bounces.policy import SoftBounceRule
 from delivery.conf import Problem
+from delivery.providers.http import is_loopback
 
 # The order is the one in which they are sure: structures first, words last.
 DEFAULT_DETECTORS = (
@@ -40,6 +42,7 @@ KNOWN_KEYS = frozenset(
         "SOFT_BOUNCE_CAMPAIGNS",
         "SOFT_BOUNCE_DAYS",
         "MOST_FORGED_A_DAY",
+        "NOTIFICATION_URL",
     }
 )
 
@@ -73,6 +76,9 @@ class BounceSettings:
     soft_bounces: SoftBounceRule = field(default_factory=SoftBounceRule)
     # Mails with wrong, foreign, old or replayed tokens that stop all marking.
     most_forged_a_day: int = 10_000
+    # Where this site is reached from outside, for mailboxes that call when a mail arrives; "" for
+    # none.
+    notification_url: str = ""
 
 
 def read_settings(raw: Any) -> tuple[BounceSettings, list[Problem]]:
@@ -93,6 +99,7 @@ def read_settings(raw: Any) -> tuple[BounceSettings, list[Problem]]:
     values["soft_bounces"] = _soft_bounces(raw, problems)
     if (most := _number(raw, "MOST_FORGED_A_DAY", 10, 10**9, 20, problems)) is not None:
         values["most_forged_a_day"] = most
+    values["notification_url"] = _notification_url(raw, problems)
     octets = _number(raw, "LARGEST_MAIL_BYTES", 16 * 1024, 16 * 1024 * 1024, 14, problems)
     if octets is not None:
         values["largest_mail_bytes"] = octets
@@ -134,6 +141,21 @@ def _number(
     hint = f"A whole number from {least} to {most}."
     problems.append(Problem(number, f"BOUNCES[{key!r}] = {value!r} cannot be.", hint))
     return None
+
+
+def _notification_url(raw: Mapping[str, Any], problems: list[Problem]) -> str:
+    """The site's address, without a path; http on this machine alone, for an emulator."""
+    value = raw.get("NOTIFICATION_URL", "")
+    if value == "":
+        return ""
+    if isinstance(value, str):
+        parts = urlsplit(value)
+        safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(value))
+        if safe and parts.hostname and parts.path in {"", "/"} and not parts.query:
+            return value.rstrip("/")
+    hint = '"https://news.example.org": https, and no path; "" for no notifications.'
+    problems.append(Problem(22, f"BOUNCES['NOTIFICATION_URL'] = {value!r} cannot be.", hint))
+    return ""
 
 
 def _mailboxes(raw: Any, problems: list[Problem]) -> dict[str, MailboxSettings]:

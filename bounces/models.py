@@ -181,6 +181,8 @@ class MailboxState(models.Model):
     leased_until = models.DateTimeField(null=True)
     # Where the next poll goes on, in the mailbox's own words (mailboxes.base.Resuming).
     position = models.TextField(blank=True)
+    # Somebody told us of new mail: for this moment a poll is queued; one at a time.
+    wanted_at = models.DateTimeField(null=True)
 
     class Meta:
         verbose_name = _("bounce mailbox")
@@ -188,6 +190,30 @@ class MailboxState(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class Watch(models.Model):
+    """A place in a mailbox about which its far side tells us at once. See watches.py."""
+
+    mailbox = models.CharField(_("mailbox"), max_length=60)
+    # A folder, in the mailbox's own words.
+    place = models.CharField(_("place"), max_length=255)
+    # What the far side calls it.
+    key = models.CharField(max_length=255, unique=True)
+    # SHA-256 of the secret that every notification must bear; the secret itself is nowhere here.
+    secret_digest = models.CharField(max_length=64)
+    renew_at = models.DateTimeField(_("to be renewed"))
+    expires_at = models.DateTimeField(_("ends"))
+
+    class Meta:
+        verbose_name = _("watch")
+        verbose_name_plural = _("watches")
+        constraints = [
+            models.UniqueConstraint(fields=["mailbox", "place"], name="watch_once_per_place"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.mailbox}/{self.place}"
 
 
 class Breaker(models.Model):

@@ -14,13 +14,11 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import partial
 
 from django.db import Error as DatabaseTrouble
 from django.db.models import F, Q
 from django.utils.translation import gettext as _
 
-from bounces import rests
 from bounces.conf import MailboxSettings, bounce_settings
 from bounces.intake import Fetched, examine, examine_again, take_in
 from bounces.mailboxes.base import (
@@ -41,6 +39,7 @@ from bounces.models import (
 from bounces.reading import Reading, read_whole
 from bounces.reading_process import ReadingProcess
 from bounces.report import printable
+from bounces.rests import gate
 from delivery.alerts import raise_alert, resolve
 from delivery.models import Alert
 
@@ -159,7 +158,7 @@ def _empty(
     """What lies in the mailbox, batch by batch."""
     mailbox = settings.make()
     if isinstance(mailbox, OfAccount):
-        mailbox.guard(partial(rests.request, mailbox.account, _clock_from(now)))
+        mailbox.guard(gate(mailbox.account, now))
     try:
         mailbox.open()
         visit = _Visit(mailbox, mailbox.uid_validity(), lease, result, now, reader)
@@ -309,12 +308,6 @@ def _end_lease(name: str, key: str, result: Poll, now: datetime) -> None:
             printable(result.error, 500),
             now,
         )
-
-
-def _clock_from(now: datetime) -> Callable[[], datetime]:
-    """A clock that stands at ``now`` and goes on from there."""
-    began = time.monotonic()
-    return lambda: now + timedelta(seconds=time.monotonic() - began)
 
 
 def cause_of_mailbox(name: str) -> str:

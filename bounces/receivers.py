@@ -18,6 +18,7 @@ from delivery.story import StoryLine, story_asked
 
 SCHEDULES = (
     ("Poll the bounce mailboxes", "bounces.tasks.poll_mailboxes", 1),
+    ("Keep watching the bounce mailboxes", "bounces.tasks.keep_watching", 5),
     ("Forget old bounce mails", "bounces.tasks.keep_house", 60),
 )
 

@@ -8,17 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import partial
+from time import monotonic
 
-from bounces.mailboxes.base import AccountRequest, MailboxRestsError
+from bounces.mailboxes.base import AccountRequest, Gate, MailboxRestsError
 from delivery import limits
 from delivery.conf import delivery_settings
 from delivery.outcomes import Phase, Reply, Unavailable
 from delivery.replies.graph import TOTAL_SILENCE, TOTAL_SILENCE_RULE
 
 
+def gate(account: str, now: datetime) -> Gate:
+    """What a mailbox of this account passes with each request, from ``now`` on."""
+    began = monotonic()
+    return partial(_request, account, lambda: now + timedelta(seconds=monotonic() - began))
+
+
 @contextmanager
-def request(account: str, clock: Callable[[], datetime]) -> Iterator[AccountRequest]:
+def _request(account: str, clock: Callable[[], datetime]) -> Iterator[AccountRequest]:
     """Around one request; MailboxRestsError when none may be made now."""
     now = clock()
     aliases = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from django.utils import timezone
 from django_q.tasks import async_task
 
+from bounces import watches
 from bounces.conf import bounce_settings
 from bounces.intake import forget_raw, resolve_ceased_refusals
 from bounces.poller import poll
@@ -30,6 +31,16 @@ def poll_mailbox(name: str) -> str:
     if check_in(delivery_settings(), timezone.now()) is not Standing.OURS:
         return SENDING_IS_OFF
     return str(poll(name, timezone.now()))
+
+
+def keep_watching() -> str:
+    """Sees to it that mailboxes call when a mail arrives, where NOTIFICATION_URL says so; every
+    five minutes. Whatever fails here costs a minute of delay and no mail."""
+    if not bounce_settings().notification_url:
+        return "no NOTIFICATION_URL in the settings"
+    if check_in(delivery_settings(), timezone.now()) is not Standing.OURS:
+        return SENDING_IS_OFF
+    return ", ".join(watches.keep(name, timezone.now()) for name in bounce_settings().mailboxes)
 
 
 def keep_house() -> str:

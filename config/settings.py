@@ -178,6 +178,8 @@ BOUNCES = {
             "OPTIONS": {"path": os.environ.get("BOUNCE_MAILDIR", str(VAR_DIR / "bounces"))},
         },
     },
+    # Where Microsoft reaches this site to tell of new mail; empty: mailboxes are only polled.
+    "NOTIFICATION_URL": os.environ.get("BOUNCE_NOTIFICATION_URL", "").rstrip("/"),
     # Most authoritative first; the first that knows the mail answers.
     "DETECTORS": [
         "bounces.detectors.delivery_status.DeliveryStatusDetector",

@@ -47,10 +47,10 @@ def wake_at(alias: str, moment: datetime, now: datetime) -> bool:
     free = Q(wake_at__isnull=True) | Q(wake_at__lte=now) | Q(wake_at__gt=moment)
     if not ProviderState.objects.filter(free, alias=alias).update(wake_at=moment):
         return False
-    async_task(
-        "delivery.tasks.wake_again",
-        alias,
-        group=f"wake {alias}",
-        broker=_Later(max(moment - now, timedelta(0))),
-    )
+    queue_later("delivery.tasks.wake_again", alias, group=f"wake {alias}", wait=moment - now)
     return True
+
+
+def queue_later(task: str, *arguments: str, group: str, wait: timedelta) -> None:
+    """Queues a task that is taken when ``wait`` is over; with the ORM broker only."""
+    async_task(task, *arguments, group=group, broker=_Later(max(wait, timedelta(0))))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Protocol, runtime_checkable
 
 from delivery.outcomes import Unavailable
@@ -115,6 +115,22 @@ class OfAccount(Protocol):
 
     def guard(self, gate: Gate) -> None:
         """Called once, before ``open``."""
+
+
+@runtime_checkable
+class Notifying(Protocol):
+    """What a mailbox has besides when its far side can call us as soon as a mail arrives."""
+
+    @property
+    def places(self) -> Sequence[str]:
+        """What is to be watched, one by one."""
+
+    def watch(self, place: str, url: str, secret: str, until: datetime) -> str:
+        """Asks for calls to ``url`` that bear the secret; the key of the watch. The far side may
+        try the address before it answers."""
+
+    def renew(self, key: str, until: datetime) -> bool:
+        """Prolongs a watch; False when there is none of that key any more."""
 
 
 MAILBOX_METHODS = ("open", "uid_validity", "uids", "fetch", "done", "close")

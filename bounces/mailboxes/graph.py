@@ -201,6 +201,37 @@ class GraphMailbox:
         if client is not None:
             client.close()
 
+    # ------------------------------------------------------------------ notifications
+
+    @property
+    def places(self) -> Sequence[str]:
+        return self._folders
+
+    def watch(self, place: str, url: str, secret: str, until: datetime) -> str:
+        """A subscription to mails that arrive in a folder, and to its own lifecycle."""
+        wanted = {
+            "changeType": "created",
+            "notificationUrl": url,
+            "lifecycleNotificationUrl": url,
+            "resource": f"users/{self._account.address}/mailFolders('{place}')/messages",
+            "expirationDateTime": _told(until),
+            "clientState": secret,
+        }
+        answer = self._ask("POST", f"{self._account.base}/subscriptions", json=wanted)
+        if answer.status != 201:
+            raise self._trouble(answer)
+        return str(answer.json()["id"])
+
+    def renew(self, key: str, until: datetime) -> bool:
+        """Another end; that also renews the authorisation that Microsoft may have asked for."""
+        url = f"{self._account.base}/subscriptions/{quote(key, safe='')}"
+        answer = self._ask("PATCH", url, json={"expirationDateTime": _told(until)})
+        if answer.status == 404:
+            return False
+        if answer.status != 200:
+            raise self._trouble(answer)
+        return True
+
     # ------------------------------------------------------------------ the position
 
     @property
@@ -326,31 +357,48 @@ class GraphMailbox:
     # ------------------------------------------------------------------ requests
 
     def _get(self, url: str, largest: int, headers: Mapping[str, str] | None = None) -> GraphAnswer:
+        return self._ask("GET", url, largest, headers)
+
+    def _ask(
+        self,
+        method: str,
+        url: str,
+        largest: int = LARGEST_ANSWER,
+        headers: Mapping[str, str] | None = None,
+        json: Any = None,
+    ) -> GraphAnswer:
         """One request, of whose answer no more than ``largest`` octets are read; a refused token
         is replaced once."""
-        answer = self._once(url, largest, headers)
+        answer = self._once(method, url, largest, headers, json)
         if answer.status == 401:
             tokens, scope = self._account.tokens, self._account.scope
             refused, claims = self._token, answer.claims
             self._token = asyncio.run(tokens.token(scope, refused=refused, claims=claims))
-            answer = self._once(url, largest, headers)
+            answer = self._once(method, url, largest, headers, json)
         return answer
 
-    def _once(self, url: str, largest: int, headers: Mapping[str, str] | None) -> GraphAnswer:
+    def _once(
+        self, method: str, url: str, largest: int, headers: Mapping[str, str] | None, json: Any
+    ) -> GraphAnswer:
         if self._client is None:
             raise RuntimeError("the mailbox is not open")
         sent = {"Authorization": f"Bearer {self._token}", **(headers or IMMUTABLE)}
         # Links come out of answers: the token goes to no other host.
         same_origin(url, self._account.base)
-        with self._gate() as request, self._client.stream("GET", url, headers=sent) as response:
-            body = bytearray()
-            for piece in response.iter_bytes():
-                body += piece
-                if len(body) >= largest:
-                    break
+        request = self._client.build_request(method, url, headers=sent, json=json)
+        with self._gate() as under_way:
+            response = self._client.send(request, stream=True)
+            try:
+                body = bytearray()
+                for piece in response.iter_bytes():
+                    body += piece
+                    if len(body) >= largest:
+                        break
+            finally:
+                response.close()
             answer = GraphAnswer(response.status_code, response.headers, bytes(body[:largest]))
-            if answer.status != 200 and answer.rule.name == TOTAL_SILENCE_RULE:
-                request.silence = str(answer.reply)
+            if answer.status >= 400 and answer.rule.name == TOTAL_SILENCE_RULE:
+                under_way.silence = str(answer.reply)
             return answer
 
     def _trouble(self, answer: GraphAnswer) -> Exception:
@@ -368,6 +416,10 @@ class GraphMailbox:
 
 def _codes(answer: GraphAnswer) -> set[str]:
     return {code.lower() for code in read_error(answer.body)[0]}
+
+
+def _told(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _moment(text: object) -> datetime:

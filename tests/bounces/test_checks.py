@@ -58,6 +58,16 @@ WRONG: dict[str, list[Any]] = {
     "bounces.E018": [{"SOFT_BOUNCE_CAMPAIGNS": value} for value in (0, 1001)],
     "bounces.E019": [{"SOFT_BOUNCE_DAYS": value} for value in (-1, 1.5)],
     "bounces.E020": [{"MOST_FORGED_A_DAY": value} for value in (0, "many")],
+    "bounces.E022": [
+        {"NOTIFICATION_URL": value}
+        for value in (
+            7,
+            "news.example.org",
+            "http://news.example.org",
+            "https://news.example.org/path",
+            "https://",
+        )
+    ],
     "bounces.E021": [{"SOFT_BOUNCES": 6}, {"SOFT_BOUNCE_CAMPAIGNS": 2}],
 }  # fmt: skip
 

@@ -33,6 +33,7 @@ from urllib.parse import parse_qs, unquote
 import httpx
 
 from tests.emulators.graph_delta import DeltaFeed
+from tests.emulators.graph_subscriptions import Subscriptions
 
 SILENCE = timedelta(minutes=30)
 SILENCING = (b"ErrorTooManyObjectsOpened", b"ErrorMoveCopyFailed")
@@ -182,6 +183,7 @@ class GraphEmulator:
         self.revoked: set[str] = set()
         self.may_read = True
         self.silence_broken = 0
+        self.subscriptions = Subscriptions(clock)
         self.feeds: dict[tuple[str, str], DeltaFeed] = {}
         # Called with each journal entry and at each effect: a test may kill a process there.
         self.on_delivered: Callable[[Delivered], None] = lambda delivered: None
@@ -268,6 +270,11 @@ class GraphEmulator:
             return self._discovery(path)
         if match := re.fullmatch(r"/upload/(\w+)", path):
             return self._put(match[1], headers, body)
+        if match := re.fullmatch(r"/v1\.0/subscriptions(?:/([^/]+))?(?:/(\w+))?", path):
+            if refused := self._unauthorised(headers):
+                return refused
+            status, told = self.subscriptions.request(method, match[1] or "", match[2] or "", body)
+            return Answer.error(status, told) if status >= 400 else Answer.of(status, told)
         match = re.fullmatch(r"/v1\.0/users/([^/]+)/(.+)", path)
         if not match:
             return Answer.error(404, "ResourceNotFound", "Resource not found.")
@@ -649,6 +656,7 @@ class GraphEmulator:
             self.clock(), is_draft=False,
         )  # fmt: skip
         mailbox.items[item.id] = item
+        self.subscriptions.arrived(address, folder, item.id)
         return item
 
     def _folder(self, item: Item) -> str:
