@@ -18,6 +18,7 @@ from bounces.envelope import tokens_in
 from bounces.report import ComplaintReport, Report
 from campaigns.conf import campaign_settings
 from campaigns.tokens import Purpose, TokenSigner
+from delivery.message_ids import deliveries_of
 from delivery.models import Delivery
 from delivery.states import FINAL, DeliveryStatus
 
@@ -69,7 +70,11 @@ def correlate(
 ) -> Correlation:
     """The letter that a mail speaks of. ``tokens`` are those of the return paths that it was sent
     to (envelope.py), ``received_at`` is when it was taken in."""
+    reports = list(reports)
     named = named_letter(tokens, reports)
+    if named is Finding.UNSIGNED:
+        assigned = deliveries_of(message_ids_in(reports))
+        named = next(iter(assigned.values()), named)
     if isinstance(named, Finding):
         return Correlation(named)
     return judge_letter(Delivery.objects.filter(pk=named).first(), received_at, now)
@@ -100,6 +105,12 @@ def named_letter(tokens: Iterable[str], reports: Iterable[Report]) -> int | Find
         if numbers:
             return numbers[0]
     return Finding.UNSIGNED
+
+
+def message_ids_in(reports: Iterable[Report]) -> set[str]:
+    """The Message-IDs of the returned letters. One that a provider gave a letter in place of ours
+    is as good a witness as our token: only who had the letter can know it."""
+    return {report.message_id for report in reports if report.message_id}
 
 
 def message_id_token(message_id: str) -> str:

@@ -18,7 +18,14 @@ from django.utils.translation import gettext as _
 
 from bounces.classification import judge
 from bounces.conf import bounce_settings
-from bounces.correlation import SUSPICIOUS, Correlation, Finding, judge_letter, named_letter
+from bounces.correlation import (
+    SUSPICIOUS,
+    Correlation,
+    Finding,
+    judge_letter,
+    message_ids_in,
+    named_letter,
+)
 from bounces.models import (
     OPEN_VERDICTS,
     Bounce,
@@ -39,6 +46,7 @@ from campaigns.states import SubscriptionStatus, SuppressionReason
 from campaigns.unsubscribe import Link, subscribed
 from delivery import doubts
 from delivery.alerts import open_alerts, raise_alert, resolve
+from delivery.message_ids import deliveries_of
 from delivery.models import Alert, Delivery
 from delivery.queue import mark_all_bounced
 
@@ -309,6 +317,7 @@ def note_reading(mail: ReceivedMail, reading: Reading, now: datetime) -> Case | 
 
 def correlate_all(cases: Sequence[Case], now: datetime) -> None:
     """Looks up the letters of all cases in one query, and judges each."""
+    _find_by_assigned_ids([case for case in cases if case.named is Finding.UNSIGNED])
     ids = {case.named for case in cases if not isinstance(case.named, Finding)}
     letters = Delivery.objects.in_bulk(ids) if ids else {}
     for case in cases:
@@ -317,6 +326,14 @@ def correlate_all(cases: Sequence[Case], now: datetime) -> None:
         else:
             letter = letters.get(case.named)
             case.correlation = judge_letter(letter, case.mail.received_at, now)
+
+
+def _find_by_assigned_ids(cases: Sequence[Case]) -> None:
+    """Of mails without a token: those whose letter's Message-ID the provider had replaced."""
+    assigned = deliveries_of(one for case in cases for one in message_ids_in(case.reports))
+    for case in cases if assigned else ():
+        named = (assigned[one] for one in message_ids_in(case.reports) if one in assigned)
+        case.named = next(named, case.named)
 
 
 def decide(case: Case, tripped: bool) -> bool:

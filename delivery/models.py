@@ -111,6 +111,20 @@ class Delivery(models.Model):
         return f"{self.rcpt_to} ({self.get_status_display()})"
 
 
+class AssignedMessageId(models.Model):
+    """A Message-ID that a provider gave a letter in place of ours (delivery/message_ids.py)."""
+
+    delivery = models.ForeignKey(Delivery, on_delete=models.CASCADE, related_name="+")
+    message_id = models.CharField("Message-ID", max_length=320, db_index=True)
+
+    class Meta:
+        verbose_name = _("assigned Message-ID")
+        verbose_name_plural = _("assigned Message-IDs")
+
+    def __str__(self) -> str:
+        return self.message_id
+
+
 class SuppressionDue(models.TextChoices):
     """What becomes of an address that a refusal condemned (delivery/guard_rails.py)."""
 

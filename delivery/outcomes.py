@@ -88,7 +88,10 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The provider's server took responsibility (RFC 5321 section 6.1): sent, not delivered."""
+    """The provider's server took responsibility (RFC 5321 section 6.1): sent, not delivered.
+
+    ``provider_message_id``: the Message-ID that it gave the letter in place of ours, with its
+    angle brackets; empty where it kept ours, or did not say."""
 
     reply: Reply
     provider_message_id: str = ""
@@ -136,12 +139,14 @@ class Unconfirmed:
     """Lost after the letter had left: it may or may not have been taken (RFC 1047).
 
     ``rests``: the provider answered as if it were in trouble, so that one letter after the other
-    would become doubtful; it rests for ``retry_after`` (None: the default)."""
+    would become doubtful; it rests for ``retry_after`` (None: the default).
+    ``provider_message_id``: as of Accepted; then the letter is looked for by that one."""
 
     reply: Reply
     rule: str = ""
     rests: bool = False
     retry_after: timedelta | None = None
+    provider_message_id: str = ""
 
 
 Outcome = Accepted | Deferred | Rejected | Unavailable | Unconfirmed

@@ -34,6 +34,7 @@ from campaigns.models import (
 from campaigns.states import CampaignStatus, SubscriptionStatus
 from delivery import guard_rails, unclassified
 from delivery.leases import Lease
+from delivery.message_ids import note_assigned
 from delivery.models import Attempt, Delivery, SuppressionDue
 from delivery.outcomes import Outcome, Phase
 from delivery.settlement import Settlement
@@ -393,6 +394,8 @@ def _settle(lease: Lease, settled: Sequence[Settled], now: datetime, tally: Tall
             tally,
             places,
         )
+    held = set(written)
+    note_assigned((claimed.id, o) for claimed, o, _s in settled if claimed.id in held)
     if places:
         guard_rails.watch({entry[0].campaign_id for entry in others if entry[0].id in places}, now)
     return written

@@ -16,7 +16,7 @@ from django.db.models import Min, Q, QuerySet
 
 from campaigns.models import Campaign
 from campaigns.states import CampaignStatus
-from delivery import doubts, limits
+from delivery import doubts, limits, message_ids
 from delivery.bridge import Bridge
 from delivery.composing import message_id_of
 from delivery.conf import DeliverySettings
@@ -67,11 +67,13 @@ class Doubt:
     campaign_id: int
     rcpt_to: str
     settled_at: datetime
+    # The Message-ID that the provider gave it in place of ours; empty where it did not say.
+    assigned_id: str = ""
 
     @property
     def message(self) -> OutgoingMessage:
         """As much of the letter as a look needs."""
-        message_id = message_id_of(self.id, self.campaign_id)
+        message_id = self.assigned_id or message_id_of(self.id, self.campaign_id)
         return OutgoingMessage(self.id, Envelope("", self.rcpt_to), b"", message_id)
 
 
@@ -100,13 +102,14 @@ def due_looks(alias: str, now: datetime, most: int = AT_ONCE) -> list[Doubt]:
     request too."""
     if limits.closed_until(limits.state_of(alias), now) is not None:
         return []
-    rows = (
+    rows = list(
         _open(alias, now)
         .filter(due_at__lte=now, settled_at__lte=now - LOOKS[0])
         .order_by("due_at", "id")
         .values_list("id", "campaign_id", "rcpt_to", "settled_at")[:most]
     )
-    return [Doubt(*row[:3], row[3]) for row in rows if row[3] is not None]
+    assigned = message_ids.assigned_to(row[0] for row in rows)
+    return [Doubt(*row[:3], row[3], assigned.get(row[0], "")) for row in rows if row[3] is not None]
 
 
 def record_look(alias: str, doubt: Doubt, found: Outcome | None, now: datetime) -> bool:

@@ -69,6 +69,9 @@ def of_header(fields: Fields) -> Returned:
         if name == "message-id" and not message_id:
             match = _MESSAGE_ID.search(value)
             message_id = printable(match[0], 320) if match else ""
+        elif name == "x-microsoft-original-message-id":
+            # Microsoft replaced ours and kept it here.
+            message_id = message_id_in(value) or message_id
         elif name in {"return-path", "x-envelope-from"} and not return_path:
             return_path = next(addresses_in(value), "")
         elif name in _RECIPIENT_FIELDS:

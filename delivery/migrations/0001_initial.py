@@ -199,6 +199,18 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name='AssignedMessageId',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('message_id', models.CharField(db_index=True, max_length=320, verbose_name='Message-ID')),
+                ('delivery', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to='delivery.delivery')),
+            ],
+            options={
+                'verbose_name': 'assigned Message-ID',
+                'verbose_name_plural': 'assigned Message-IDs',
+            },
+        ),
+        migrations.CreateModel(
             name='Resolution',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),

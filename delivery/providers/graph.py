@@ -15,7 +15,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.parser import BytesHeaderParser
 from email.utils import getaddresses
@@ -276,12 +276,16 @@ class GraphProvider:
                     return _nothing_left(self._judge(answer, message))
         except _NoAnswerError as none:
             return _nothing_left(none.outcome)
+        given = str(made.json().get("internetMessageId") or "")
         self.note_final_dot(message.reference)
         try:
             answer = await self._request("POST", f"{draft}/send", headers=IMMUTABLE)
+            outcome = self._judge(answer, message)
         except _NoAnswerError as none:
-            return none.outcome
-        return self._judge(answer, message)
+            outcome = none.outcome
+        if given != message.message_id and isinstance(outcome, Accepted | Unconfirmed):
+            return replace(outcome, provider_message_id=given)
+        return outcome
 
     async def _attach(self, draft: str, attachment: Any) -> GraphAnswer:
         described = {
@@ -348,7 +352,7 @@ class GraphProvider:
                 continue
             if folder == "sentitems":
                 text = f"Found in Sent Items as {found[0].get('internetMessageId', '')}"
-                return Accepted(Reply.of(Phase.HTTP, 202, text), message.message_id)
+                return Accepted(Reply.of(Phase.HTTP, 202, text))
             return await self._in_drafts(found[0], answer, message)
         return None
 
@@ -424,7 +428,7 @@ class GraphProvider:
         reply = answer.reply
         if answer.status == 202:
             self._mailbox.went_well(now, self.most_at_once)
-            return Accepted(reply, message.message_id if message else "")
+            return Accepted(reply)
         rule = answer.rule
         if rule.narrows:
             self._mailbox.was_crowded(now)

@@ -67,6 +67,7 @@ _PHASES = {
     Step.LETTER: Phase.FINAL_DOT,
 }
 _HOSTS_OF_MAILBOXES = {cloud.smtp for cloud in CLOUDS.values()}
+_GIVEN_BY_EXCHANGE = re.compile(r"2\.0\.0 OK (<[^<>\s]+@[^<>\s]+>) \[Hostname=")
 _UNSAFE_IN_PATH = re.compile(r"[\x00-\x20\x7f<>]|[^\x00-\x7f]")
 
 
@@ -389,7 +390,7 @@ class Connection:
                 # This is not the answer to this letter, whose own answer is unknown.
                 return Unconfirmed(reply, rule="out of step")
             if 200 <= answer.code < 300:
-                return Accepted(reply)
+                return Accepted(reply, _message_id_given(answer.text, message.message_id))
         elif phase is Phase.MAIL and answer.code == 421 and is_kept:
             # The usual end of a connection that had its share of letters; if the server is
             # really closed, a new connection will be told so.
@@ -408,6 +409,12 @@ class Connection:
             await _quit(client)
         else:
             protocol.abort("Closed while a letter was under way")
+
+
+def _message_id_given(text: str, ours: str) -> str:
+    """The Message-ID in Exchange's "2.0.0 OK <ID> [Hostname=...]", where it is not ours."""
+    given = _GIVEN_BY_EXCHANGE.match(text)
+    return given[1] if given and given[1] != ours else ""
 
 
 async def _quit(client: SMTP) -> None:

@@ -11,7 +11,7 @@ from bounces.detectors.base import IncomingMail
 from bounces.envelope import return_path_tokens
 from bounces.reading import read_bounce
 from campaigns.tokens import Purpose
-from delivery.models import Delivery
+from delivery.models import AssignedMessageId, Delivery
 from delivery.states import DeliveryStatus
 from tests.bounces.conftest import Deliver, message_id, report, return_path, token
 
@@ -46,6 +46,21 @@ def test_without_a_return_path_the_returned_message_id_names_the_letter(deliver,
     letter = deliver()
     found = find(report(returned=message_id(letter)), now)
     assert (found.finding, found.delivery) == (Finding.MATCHED, letter)
+
+
+def test_22_a_message_id_that_the_provider_gave_names_the_letter_as_ours_does(deliver, now) -> None:
+    letter, other = deliver(), deliver("eve@example.net")
+    for one, given in ((letter, "<a@prod.example>"), (other, "<b@prod.example>")):
+        AssignedMessageId.objects.create(delivery=one, message_id=given)
+    assert find(report(returned="<a@prod.example>"), now).delivery == letter
+    assert find(report(returned=message_id(other)), now).delivery == other
+    assert find(report(returned="<c@prod.example>"), now).finding is Finding.UNSIGNED
+
+
+def test_22_microsoft_keeps_ours_in_a_field_of_its_own(deliver, now) -> None:
+    letter = deliver()
+    returned = f"<new@prod.example>\nX-Microsoft-Original-Message-ID: {message_id(letter)}"
+    assert find(report(returned=returned), now).delivery == letter
 
 
 def test_an_address_alone_names_no_letter(deliver: Deliver, now) -> None:

@@ -630,6 +630,23 @@ def test_in_draft_mode_a_draft_that_is_gone_is_a_doubt(world):
     assert isinstance(world.confirm(letter()), Accepted)
 
 
+def test_22_a_replaced_message_id_is_told_in_draft_mode_and_in_a_doubt_too(world):
+    world.emulator.keeps_message_id = False
+    world.emulator.faults = [Fault("/send", Answer.error(504, "UnknownError"), skip=1, done=True)]
+    provider = world.provider(mode="draft")
+    sent, doubtful = world.send(letter(1), letter(2), provider=provider)
+    assert isinstance(sent, Accepted)
+    assert isinstance(doubtful, Unconfirmed)
+    given = [one.message_id for one in world.emulator.delivered]
+    assert [sent.provider_message_id, doubtful.provider_message_id] == given
+    assert not set(given) & {letter(1).message_id, letter(2).message_id}
+
+
+def test_22_a_message_id_that_was_kept_is_not_told(world):
+    (outcome,) = world.send(letter(), provider=world.provider(mode="draft"))
+    assert outcome.provider_message_id == ""
+
+
 # ------------------------------------------------------------------ safety
 
 

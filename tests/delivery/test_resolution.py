@@ -12,6 +12,7 @@ from campaigns.models import Suppression
 from delivery import limits
 from delivery.composing import message_id_of
 from delivery.conf import delivery_settings
+from delivery.message_ids import deliveries_of
 from delivery.models import Delivery, Resolution
 from delivery.outcomes import Phase, Reply, Unavailable, Unconfirmed
 from delivery.resolution import (
@@ -228,6 +229,22 @@ def test_in_draft_mode_a_doubt_ends_sent_exactly_once_though_it_had_not_left(
     rest_and_work(graph_world, clock, mode="draft")
     assert statuses(campaign) == {"sent": 5}
     assert len(graph_world.emulator.delivered) == 5
+
+
+def test_22_a_doubt_whose_message_id_was_replaced_is_looked_for_by_the_new_one(
+    graph_world, campaign, clock
+):
+    graph_world.emulator.keeps_message_id = False
+    graph_world.emulator.faults = [
+        Fault("/send", Answer.error(504, "UnknownError"), done=True),
+        Fault("/send", Answer.error(504, "UnknownError"), skip=1),
+    ]
+    work(graph_world, clock, mode="draft")
+    rest_and_work(graph_world, clock, mode="draft")
+    assert statuses(campaign) == {"sent": 5}
+    assert len(graph_world.emulator.delivered) == 5
+    given = {letter.message_id for letter in graph_world.emulator.delivered}
+    assert set(deliveries_of(given)) == given
 
 
 def test_one_bad_minute_makes_one_doubt_and_not_a_wave_of_them(graph_world, campaign, clock):

@@ -176,6 +176,26 @@ def test_any_2yz_after_the_final_dot_is_acceptance():
     assert isinstance(outcome, Accepted)
 
 
+@pytest.mark.parametrize(
+    ("answer", "given"),
+    [
+        (
+            "250 2.0.0 OK <other@prod.example> [Hostname=AM0.prod.outlook.com]",
+            "<other@prod.example>",
+        ),
+        # A mailbox that keeps ours says so in the same words.
+        ("250 2.0.0 OK <1@example.org> [Hostname=AM0.prod.outlook.com]", ""),
+        ("250 2.0.0 OK <readable@only.by.exchange> queued", ""),
+        ("250 2.0.0 Ok: queued as 4bX1", ""),
+    ],
+)
+def test_22_exchange_says_which_message_id_it_gave_the_letter(answer, given):
+    with SMTPServer(rules=[Rule(At.FINAL_DOT, answer)]) as server:
+        (outcome,) = send(server, letter())
+    assert isinstance(outcome, Accepted)
+    assert outcome.provider_message_id == given
+
+
 def test_a_refusal_after_the_final_dot_is_definite():
     rule = Rule(At.FINAL_DOT, "554 5.7.1 Looks like spam", times=1)
     with SMTPServer(rules=[rule]) as server:
