@@ -9,7 +9,7 @@ READY  := $(VENV)/.installed
 .PHONY: demo limits soak test test-sqlite test-postgresql check format screenshots pin clean
 
 demo: $(READY)
-	@$(BIN)/python -m config.demo $(if $(ONCE),--once)
+	@$(BIN)/python -m config.demo $(if $(ONCE),--once) $(if $(BOUNCES),--bounces $(BOUNCES))
 
 test: test-sqlite test-postgresql
 

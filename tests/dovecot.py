@@ -7,14 +7,9 @@ block. Accounts need no password file: every name may log in with PASSWORD, or b
 
 from __future__ import annotations
 
-import grp
 import json
-import os
-import pwd
-import shutil
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,9 +19,10 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import parse_qs
 
-PASSWORD = "correct-horse"
+from config.demo.dovecot import BINARY, configuration, folder_for_dovecot
+from config.demo.dovecot import PASSWORD as PASSWORD
+
 TOKEN = "fresh-access-token-of-"
-BINARY = shutil.which("dovecot") or shutil.which("dovecot", path="/usr/sbin:/usr/local/sbin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +50,13 @@ def token_of(user: str) -> str:
 def dovecot() -> Iterator[Dovecot]:
     """In a folder of its own, since pytest closes its folders to other users again and again."""
     assert BINARY, "check BINARY first"
-    # Dovecot's own processes run as somebody without rights where the tests run as root.
-    user = "nobody" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
-    group = grp.getgrgid(pwd.getpwnam(user).pw_gid).gr_name
-    folder = Path(tempfile.mkdtemp(prefix="pennypost-dovecot-"))
-    folder.chmod(0o755)
-    ports = free_ports(4)
+    with folder_for_dovecot() as folder:
+        yield from _run(folder)
+
+
+def _run(folder: Path) -> Iterator[Dovecot]:
+    imap, imaps, pop3, pop3s = ports = free_ports(4)
     certificate(folder)
-    mail = folder / "mail"
-    mail.mkdir()
-    shutil.chown(mail, user, group)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Introspection)
     Thread(target=server.serve_forever, daemon=True).start()
     (folder / "oauth2.conf").write_text(
@@ -71,86 +64,44 @@ def dovecot() -> Iterator[Dovecot]:
         "username_attribute = username\nactive_attribute = active\nactive_value = true\n"
     )
     config = folder / "dovecot.conf"
-    config.write_text(configuration(folder, user, group, ports))
+    more = with_tls_and_tokens(folder, imaps, pop3s)
+    config.write_text(configuration(folder, imap, pop3, more))
     process = subprocess.Popen([BINARY, "-F", "-c", str(config)], stderr=subprocess.DEVNULL)
     try:
         for port in ports:
             wait_for(port, process, folder)
-        yield Dovecot(*ports, mail=mail, ca_file=folder / "cert.pem")
+        yield Dovecot(*ports, mail=folder / "mail", ca_file=folder / "cert.pem")
     finally:
         process.terminate()
         process.wait(20)
         server.shutdown()
         server.server_close()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
-def configuration(folder: Path, user: str, group: str, ports: list[int]) -> str:
-    imap, imaps, pop3, pop3s = ports
+def with_tls_and_tokens(folder: Path, imaps: int, pop3s: int) -> str:
+    """What the tests need beside the demo's configuration."""
     return f"""
-protocols = imap pop3
-listen = 127.0.0.1
-base_dir = {folder}/run
-state_dir = {folder}/state
-log_path = {folder}/dovecot.log
-default_internal_user = {user}
-default_internal_group = {group}
-default_login_user = {user}
-mail_location = maildir:{folder}/mail/%u
-first_valid_uid = 1
-first_valid_gid = 1
-mail_uid = {user}
-mail_gid = {group}
 ssl = yes
 ssl_cert = <{folder}/cert.pem
 ssl_key = <{folder}/key.pem
 ssl_min_protocol = TLSv1.2
-disable_plaintext_auth = no
 auth_mechanisms = plain login xoauth2
-maildir_very_dirty_syncs = no
 passdb {{
   driver = oauth2
   mechanisms = xoauth2
   args = {folder}/oauth2.conf
 }}
-passdb {{
-  driver = static
-  args = password={PASSWORD}
-}}
-userdb {{
-  driver = static
-  args = uid={user} gid={group} home={folder}/mail/%u
-}}
-# Wrong passwords are part of the tests, and must not make the next login wait.
-auth_failure_delay = 0
-service anvil {{
-  chroot =
-  unix_listener anvil-auth-penalty {{
-    mode = 0
-  }}
-}}
 service imap-login {{
-  chroot =
-  inet_listener imap {{
-    port = {imap}
-  }}
   inet_listener imaps {{
     port = {imaps}
     ssl = yes
   }}
 }}
 service pop3-login {{
-  chroot =
-  inet_listener pop3 {{
-    port = {pop3}
-  }}
   inet_listener pop3s {{
     port = {pop3s}
     ssl = yes
   }}
-}}
-service stats {{
-  chroot =
 }}
 """
 

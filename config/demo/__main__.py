@@ -1,4 +1,4 @@
-"""python -m config.demo [--once]: the whole of Pennypost at work, on this machine alone.
+"""python -m config.demo [--once] [--bounces KIND]: all of Pennypost at work, on this machine alone.
 
 Exit status: 0 when the ledger balances and equals the SMTP server's log, 1 when it does not or
 something failed (the text says what), 130 and 143 when it was ended before by Ctrl-C or SIGTERM.
@@ -15,6 +15,7 @@ from types import FrameType
 from typing import NoReturn
 
 from config.demo.folder import BASE_DIR, Folder, FolderInUseError, shown
+from config.demo.mailboxes import KINDS, DemoMailbox, MailboxError, chosen_mailbox
 from config.demo.ports import free_port
 from config.demo.processes import ChildError, Children
 from config.demo.show import Show, ShowError
@@ -31,9 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     # The children are started with paths of this project, wherever make was called.
     os.chdir(BASE_DIR)
     try:
-        with Folder.usual() as folder:
-            return run(options, terminal, folder)
-    except (FolderInUseError, ChildError, ShowError, OSError) as error:
+        with Folder.usual() as folder, chosen_mailbox(options.bounces, folder.bounces) as mailbox:
+            return run(options, terminal, folder, mailbox)
+    except (FolderInUseError, MailboxError, ChildError, ShowError, OSError) as error:
         try:
             terminal.keep()
             terminal.line(terminal.paint(str(error), RED))
@@ -49,6 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m config.demo", description=__doc__)
     parser.add_argument("--once", action="store_true", help="end after the ledger")
+    parser.add_argument(
+        "--bounces", choices=KINDS, default="maildir", help="the mailbox that reports come to"
+    )
     parser.add_argument("--web-port", type=int, default=WEB_PORT, help="or the next free one")
     parser.add_argument("--smtp-port", type=int, default=SMTP_PORT, help="or the next free one")
     return parser.parse_args(arguments)
@@ -59,7 +63,9 @@ def end(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
-def run(options: argparse.Namespace, terminal: Terminal, folder: Folder) -> int:
+def run(
+    options: argparse.Namespace, terminal: Terminal, folder: Folder, mailbox: DemoMailbox
+) -> int:
     """The demo in its folder; the exit status."""
     began = time.monotonic()
     terminal.line(terminal.paint("Pennypost: one campaign, from import to bounce", BOLD))
@@ -72,12 +78,12 @@ def run(options: argparse.Namespace, terminal: Terminal, folder: Folder) -> int:
     folder.make_fresh()
     web_port = chosen(terminal, "web server", options.web_port)
     smtp_port = chosen(terminal, "SMTP server", options.smtp_port, but_not=web_port)
-    environment = folder.environment(web_port, smtp_port)
+    environment = folder.environment(web_port, smtp_port, mailbox.entry)
     # This process is one of those that live in it: it uses the product's own functions.
     os.environ.clear()
     os.environ.update(environment)
     with Children(environment, folder.log, [folder.lock_descriptor]) as children:
-        show = Show(terminal, folder, children, web_port, smtp_port)
+        show = Show(terminal, folder, children, mailbox, web_port, smtp_port)
         try:
             show.perform()
             terminal.line()

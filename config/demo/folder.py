@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import secrets
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from config.demo.report import make_maildir
 
@@ -135,15 +137,18 @@ class Folder:
         (self.path / "static").mkdir()  # whitenoise warns when it is missing
         make_maildir(self.bounces)
 
-    def environment(self, web_port: int, smtp_port: int) -> dict[str, str]:
-        """The environment of all processes of this run. Makes the run's secret key."""
+    def environment(
+        self, web_port: int, smtp_port: int, mailbox: Mapping[str, Any]
+    ) -> dict[str, str]:
+        """The environment of all processes of this run; ``mailbox`` is their bounce mailbox. Makes
+        the run's secret key."""
         secret_key = secrets.token_urlsafe(48)
         key_file = self.path / "secret-key"
         key_file.touch(mode=0o600)
         key_file.write_text(secret_key + "\n", encoding="ascii")
         inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
         return inherited | {
-            "DJANGO_SETTINGS_MODULE": "config.settings",
+            "DJANGO_SETTINGS_MODULE": "config.demo.settings",
             "PENNYPOST_VAR": str(self.path),
             "SECRET_KEY": secret_key,
             "BASE_URL": f"http://localhost:{web_port}",
@@ -151,7 +156,7 @@ class Folder:
             "SMTP_PORT": str(smtp_port),
             "SMTP_CONNECTIONS": "4",
             "RETURN_PATH": "bounce+{token}@bounces.example.org",
-            "BOUNCE_MAILDIR": str(self.bounces),
+            "DEMO_MAILBOX": json.dumps(mailbox),
             # Greylisting ends in seconds here, not in five minutes.
             "DELIVERY_RETRY_SECONDS": "3",
             # Two workers keep two cores busy; SQLite has one writer anyhow.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
@@ -11,7 +12,8 @@ from pathlib import Path
 
 from config.demo.world import Fate, fate_of
 
-READERS = 2_000
+# DEMO_READERS: a smaller or larger show, in hundreds.
+READERS = int(os.environ.get("DEMO_READERS", "2000"))
 # Of each hundred readers one is refused, two are deferred once, three are reported (world.py).
 IN_EACH_HUNDRED = {
     7: Fate.REFUSED,

@@ -14,6 +14,7 @@ from django.utils import timezone
 
 from config.demo import ledger
 from config.demo.folder import Folder, shown
+from config.demo.mailboxes import DemoMailbox
 from config.demo.processes import Child, Children, answers
 from config.demo.progress import Progress
 from config.demo.readers import fates, readers, write_file
@@ -44,12 +45,14 @@ class Show:
         terminal: Terminal,
         folder: Folder,
         children: Children,
+        mailbox: DemoMailbox,
         web_port: int,
         smtp_port: int,
     ) -> None:
         self.terminal = terminal
         self.folder = folder
         self.children = children
+        self.mailbox = mailbox
         self.web_port = web_port
         self.smtp_port = smtp_port
         self.cluster: Child
@@ -95,18 +98,25 @@ class Show:
 
     def start_processes(self) -> None:
         """Web server, SMTP server and task cluster, each known to answer or to live."""
-        with self.terminal.step(
-            f"started: web server on {self.web_port}, SMTP server on {self.smtp_port}, task cluster"
-        ):
+        names = [
+            f"web server on {self.web_port}",
+            f"SMTP server on {self.smtp_port}",
+            *filter(None, [self.mailbox.told]),
+            "task cluster",
+        ]
+        with self.terminal.step(f"started: {', '.join(names)}"):
+            self.mailbox.start(self.children, self._start)
             smtp = self._start(
-                "SMTP server", "smtp-server.log", "-m", "config.demo.smtp_server",
+                "SMTP server", "smtp-server.log", sys.executable, "-m", "config.demo.smtp_server",
                 "--port", str(self.smtp_port),
-                "--maildir", str(self.folder.bounces),
+                "--maildir", str(self.mailbox.maildir),
                 "--log", str(self.folder.smtp_log),
             )  # fmt: skip
-            self.cluster = self._start("task cluster", "qcluster.log", "manage.py", "qcluster")
+            self.cluster = self._start(
+                "task cluster", "qcluster.log", sys.executable, "manage.py", "qcluster"
+            )
             web = self._start(
-                "web server", "web.log", "-m", "gunicorn", "config.wsgi",
+                "web server", "web.log", sys.executable, "-m", "gunicorn", "config.wsgi",
                 "--bind", f"127.0.0.1:{self.web_port}",
                 "--worker-class", "gthread", "--workers", "1", "--threads", "8",
                 "--no-control-socket",
@@ -118,7 +128,7 @@ class Show:
             )
 
     def _start(self, name: str, log: str, *arguments: str) -> Child:
-        child = self.children.start(name, log, [sys.executable, *arguments])
+        child = self.children.start(name, log, arguments)
         self.folder.note(child.pid, name)
         return child
 

@@ -99,12 +99,12 @@ def test_the_environment_leads_to_this_machine_only(
     monkeypatch.setenv("DATABASE_URL", "postgres://real.example.com/live")
     monkeypatch.setenv("SMTP_HOST", "smtp.example.com")
     folder = Folder(tmp_path)
-    environment = folder.environment(8001, 2526)
+    environment = folder.environment(8001, 2526, {})
     assert "DATABASE_URL" not in environment
     assert (environment["SMTP_HOST"], environment["SMTP_PORT"]) == ("127.0.0.1", "2526")
     assert environment["BASE_URL"] == "http://localhost:8001"
     assert (tmp_path / "secret-key").stat().st_mode & 0o077 == 0
-    assert folder.environment(8001, 2526)["SECRET_KEY"] != environment["SECRET_KEY"]
+    assert folder.environment(8001, 2526, {})["SECRET_KEY"] != environment["SECRET_KEY"]
 
 
 # ---------------------------------------------------------------------------------- children

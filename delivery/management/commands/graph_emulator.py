@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import threading
+import time
 from argparse import ArgumentParser
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
+
+TAKE_IN_SECONDS = 0.2
+
+
+def take_in(maildir: Path, receive: Callable[[bytes], object]) -> NoReturn:
+    """Gives every mail of the Maildir to ``receive``, once; those that were taken lie in cur."""
+    while True:
+        for path in sorted((maildir / "new").glob("*")):
+            receive(path.read_bytes())
+            path.rename(maildir / "cur" / f"{path.name}:2,S")
+        time.sleep(TAKE_IN_SECONDS)
 
 
 class Command(BaseCommand):
@@ -19,6 +34,10 @@ class Command(BaseCommand):
         parser.add_argument(
             "--mailbox", action="append", help="an address that exists; may be given repeatedly"
         )
+        parser.add_argument(
+            "--take-in", type=Path, metavar="MAILDIR",
+            help="mail that arrives in this Maildir goes into the Inbox of the first mailbox",
+        )  # fmt: skip
 
     def handle(self, *args: Any, **options: Any) -> None:
         # By name, for the product leans on nothing under tests/: an installation without the
@@ -39,6 +58,8 @@ class Command(BaseCommand):
                     " Ctrl-C ends it."
                 )
                 self.stdout.flush()
+                if options["take_in"]:
+                    take_in(options["take_in"], partial(emulator.receive, mailboxes[0]))
                 threading.Event().wait()
         except OSError as error:
             raise CommandError(f"Port {options['port']} cannot be used: {error}") from None
