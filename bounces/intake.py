@@ -48,7 +48,9 @@ from delivery import doubts
 from delivery.alerts import open_alerts, raise_alert, resolve
 from delivery.message_ids import deliveries_of
 from delivery.models import Alert, Delivery
+from delivery.outcomes import Unavailable
 from delivery.queue import mark_all_bounced
+from delivery.returned import about_us, take_back
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ REFUSALS_CEASE_AFTER = timedelta(days=1)
 CAUSE_OF_FORGERY = "forged tokens"
 UNSIGNED = Correlation(Finding.UNSIGNED)
 BY_COMPLAINT = "complaint"
+TAKEN_BACK = "it is about our own mailbox or tenant: the letter is queued again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +239,8 @@ class Case:
     ruling: list[int] = field(default_factory=list)
     # An earlier examination of this very mail moved the letter.
     moved_before: bool = False
+    # It speaks of our own mailbox or tenant.
+    trouble: Unavailable | None = None
 
     @property
     def delivery(self) -> Delivery | None:
@@ -374,6 +379,7 @@ def apply(cases: Sequence[Case], now: datetime) -> None:
     for case in cases:
         if case.correlation.finding is Finding.MATCHED and case.delivery:
             case.ruling = _ruling(case.reports, case.delivery.address_key)
+    _take_back([case for case in cases if case.is_bounce], now)
     _move_letters([case for case in cases if case.is_bounce])
     _only_first_complaints([case for case in cases if case.ruling and not case.is_bounce])
     for case in cases:
@@ -388,6 +394,35 @@ def apply(cases: Sequence[Case], now: datetime) -> None:
             doubts.confirm(case.delivery.pk, "A complaint about it came back.", now)
             _unsubscribe(case)
     _alert(cases, now)
+
+
+def _take_back(cases: Sequence[Case], now: datetime) -> None:
+    """Letters that came back because of our own quota or account are queued again (delivery says
+    so), and decide about no reader."""
+    for case in cases:
+        troubles = [
+            about_us(case.delivery.provider, report.status, report.diagnostic)
+            for report in case.deciding
+            if case.delivery and isinstance(report, BounceReport)
+        ]
+        case.trouble = troubles[0] if troubles and all(troubles) else None
+    ours = [case for case in cases if case.trouble]
+    # What was sent again since the mail came is not what it speaks of.
+    current = [case for case in ours if not _left_later(case)]
+    taken = (
+        take_back({c.delivery.pk: c.trouble for c in current if c.delivery and c.trouble}, now)
+        if current
+        else set()
+    )
+    for case in ours:
+        if case.delivery and (_left_later(case) or case.delivery.pk in taken):
+            case.ruling = []
+            case.mail.remark = TAKEN_BACK
+
+
+def _left_later(case: Case) -> bool:
+    left_at = case.delivery.handed_over_at if case.delivery else None
+    return left_at is not None and left_at > case.mail.received_at
 
 
 def _move_letters(cases: Sequence[Case]) -> None:
@@ -556,6 +591,10 @@ def _bounce(case: Case, report: Report, now: datetime) -> Bounce:
         return row
     row.action, row.status = printable(report.action, 30), printable(report.status, 11)
     row.diagnostic = printable(report.diagnostic)
+    if case.trouble is not None:
+        row.bounce_class = BounceClassChoices.BLOCKED
+        row.because = f"{case.trouble.rule}: about us, not about the reader"
+        return row
     row.bounce_class = class_of(report)
     row.because = judge(report.status, report.diagnostic).because[:300]
     return row

@@ -158,7 +158,11 @@ def _empty(
     """What lies in the mailbox, batch by batch."""
     mailbox = settings.make()
     if isinstance(mailbox, OfAccount):
-        mailbox.guard(gate(mailbox.account, now))
+        try:
+            mailbox.guard(gate(mailbox.account, now))
+        except MailboxRestsError as rest:
+            result.rest = rest
+            return
     try:
         mailbox.open()
         visit = _Visit(mailbox, mailbox.uid_validity(), lease, result, now, reader)

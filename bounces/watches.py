@@ -91,13 +91,13 @@ def keep(name: str, now: datetime) -> str:
     mailbox = bounce_settings().mailboxes[name].make()
     if not isinstance(mailbox, Notifying):
         return f"{name}: cannot call"
-    if isinstance(mailbox, OfAccount):
-        mailbox.guard(gate(mailbox.account, now))
     Watch.objects.filter(mailbox=name).exclude(place__in=mailbox.places).delete()
     missing = [place for place in mailbox.places if _needs_care(name, place, now)]
     if not missing:
         return f"{name}: watched"
     try:
+        if isinstance(mailbox, OfAccount):
+            mailbox.guard(gate(mailbox.account, now))
         mailbox.open()
         made = sum(_care_for(mailbox, name, place, now) for place in missing)
     except MailboxRestsError as rest:

@@ -53,6 +53,13 @@ class ProviderSettings:
     mailbox: str = ""
 
     @property
+    def tenant(self) -> str:
+        """The tenant of Microsoft Entra whose limits it shares; empty without."""
+        identity = self.options.get("identity")
+        named = identity.get("tenant_id") if isinstance(identity, Mapping) else None
+        return str(named or "").lower()
+
+    @property
     def can_confirm(self) -> bool:
         """Whether this provider can look for letters in doubt (providers.base.Confirms)."""
         return hasattr(import_string(self.backend), "confirm")

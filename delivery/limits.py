@@ -11,13 +11,14 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from time import monotonic
 
 from django.db import connection, transaction
 from django.db.models import F, Q, QuerySet, Sum
 
+from delivery import day_quota
 from delivery.models import ProviderState, QuotaWindow, RateBucket, WorkerLease
 from delivery.outcomes import Unavailable
 from delivery.permits import Usage, next_at, plan, step_end
@@ -243,9 +244,20 @@ def closed_until(state: ProviderState, now: datetime) -> datetime | None:
 
 def pause(alias: str, trouble: Unavailable, now: datetime) -> None:
     """Closes a provider for its own wish, or for 30 s doubling to 15 minutes, or until a person
-    opens it; a longer pause that already holds is kept."""
+    opens it; a longer pause that already holds is kept. A day's quota that is spent closes all
+    providers that share it, until there is room."""
     if trouble.retry_after == timedelta(0):
         return  # nothing was asked of the provider: the letter came too late for its permit
+    quota = day_quota.spent(alias, trouble, now)
+    if quota is not None:
+        aliases, wait = quota
+        for one in aliases:
+            _close(one, replace(trouble, retry_after=wait), now)
+        return
+    _close(alias, trouble, now)
+
+
+def _close(alias: str, trouble: Unavailable, now: datetime) -> None:
     state = state_of(alias)
     wait = trouble.retry_after or min(FIRST_PAUSE * 2 ** min(state.failures, 10), LONGEST_PAUSE)
     because = {"because": str(trouble.reply), "rule": trouble.rule, "paused_at": now}

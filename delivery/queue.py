@@ -666,6 +666,29 @@ def mark_all_bounced(delivery_ids: Sequence[int]) -> set[int]:
     return {row[0] for row in rows}
 
 
+def take_back(ids: Sequence[int], due_at: datetime, now: datetime) -> list[int]:
+    """SENT or UNCONFIRMED -> QUEUED: it came back for a reason of ours; the ids that moved. Only
+    delivery.returned calls it.
+
+    It begins anew: it has not used the attempt that was no fault of its reader, nor grown older.
+    """
+    moved: list[int] = []
+    with transaction.atomic():
+        tally = Tally(COMMON_SHARD)
+        for source in (_S.SENT, _S.UNCONFIRMED):
+            rows = _update_returning(
+                "status = %s, due_at = %s, queued_at = %s, claim_key = NULL, settled_at = NULL,"
+                " attempts = CASE WHEN attempts > 0 THEN attempts - 1 ELSE 0 END",
+                [_S.QUEUED, due_at, now],
+                f"status = %s AND {_among('id', ids)}",
+                [source, *ids],
+            )
+            tally.moved(rows, source, _S.QUEUED)
+            moved += [row[0] for row in rows]
+        tally.write()
+    return moved
+
+
 def resolve(ids: Sequence[int], status: DeliveryStatus, now: datetime) -> list[int]:
     """UNCONFIRMED -> SENT or QUEUED; the ids that moved. Only delivery.doubts calls it.
 

@@ -185,8 +185,9 @@ def _compare(
     else:
         report.warnings.append(
             _(
-                "Message-ID: replaced by %(id)s. Bounces can then be matched only by what they"
-                " quote of the letter, and doubts cannot be resolved."
+                "Message-ID: replaced by %(id)s. In mode sendmail bounces can then be matched only"
+                " by what they quote of the letter, and doubts cannot be resolved; mode draft"
+                " knows the new one."
             )
             % {"id": copy.message_id}
         )

@@ -33,7 +33,8 @@ MOVES: dict[DeliveryStatus, frozenset[DeliveryStatus]] = {
         {_S.SENT, _S.DEFERRED, _S.REJECTED, _S.EXPIRED, _S.QUEUED, _S.UNCONFIRMED}
     ),
     _S.DEFERRED: frozenset({_S.CLAIMED, _S.EXPIRED, _S.SUPPRESSED, _S.CANCELLED}),
-    _S.SENT: frozenset({_S.BOUNCED}),
+    # QUEUED: it came back for a reason of ours (delivery/returned.py).
+    _S.SENT: frozenset({_S.BOUNCED, _S.QUEUED}),
     # By evidence, by a person, or by the worker that was taken for dead and knows the answer.
     _S.UNCONFIRMED: frozenset({_S.SENT, _S.QUEUED, _S.BOUNCED, _S.REJECTED}),
     _S.REJECTED: frozenset(),

@@ -117,6 +117,8 @@ def _verdict(attempt: Attempt) -> str:
             return _("Refused for good by the reader's side")
         case "unavailable":
             return _("The provider's own trouble, not the reader's: it uses no attempt")
+        case "returned":
+            return _("It came back because of us, not of its reader: it is sent again")
         case "unconfirmed":
             return _("No answer after the letter had left: it may or may not have been taken")
         case other:

@@ -15,7 +15,9 @@ from bounces.mailboxes.base import Mailbox, MailboxRestsError, MailGoneError, Re
 from bounces.mailboxes.graph import GraphMailbox, GraphMailboxError
 from bounces.models import Bounce, MailboxState, ReceivedMail, Verdict
 from bounces.poller import LEASE, poll
+from delivery import mailboxes
 from delivery.limits import closed_until, state_of
+from delivery.providers.graph_http import ALLOWANCE
 from delivery.providers.http import ForeignHostError
 from delivery.providers.microsoft_identity import IdentityError
 from delivery.replies.graph import TOTAL_SILENCE
@@ -465,18 +467,14 @@ def test_the_reader_keeps_the_silence_that_the_sender_began(polled, deliver, now
     for minute in range(0, 35, 5):
         result = poll("default", now + timedelta(minutes=minute), at_once=True)
         assert result.rest
-        assert not polled.emulator.requests("/users/")
+        assert not polled.emulator.journal  # and no token was asked for
     polled.clock.advance(minutes=35)
     assert poll("default", now + TOTAL_SILENCE).verdicts == {"bounce": 1}
 
 
 def begin_silence_of_the_sender(now) -> None:
-    from delivery.limits import pause
-    from delivery.outcomes import Phase, Reply, Unavailable
-    from delivery.replies.graph import TOTAL_SILENCE_RULE
-
-    reply = Reply.of(Phase.HTTP, 500, "ErrorMoveCopyFailed")
-    pause("graph", Unavailable(reply, TOTAL_SILENCE, rule=TOTAL_SILENCE_RULE), now)
+    turn = mailboxes.ask(MAILBOX, ALLOWANCE, now)
+    mailboxes.done(MAILBOX, turn, now, "500 ErrorMoveCopyFailed")
 
 
 @pytest.mark.django_db
@@ -488,6 +486,7 @@ def test_a_silence_that_the_reader_meets_holds_for_the_sender_too(polled, delive
     assert (result.error, result.taken) == ("", 0)
     assert closed_until(state_of("graph"), now) >= now + TOTAL_SILENCE
     assert poll("default", now + timedelta(minutes=34)).skipped
+    polled.clock.advance(minutes=36)
     assert poll("default", now + timedelta(minutes=36)).verdicts == {"bounce": 1}
 
 

@@ -20,7 +20,9 @@ from bounces.report import BounceReport, ComplaintReport
 from campaigns.models import CampaignTotals, Suppression
 from campaigns.states import SuppressionReason
 from campaigns.tokens import Purpose
+from delivery.message_ids import note_assigned
 from delivery.models import Delivery
+from delivery.outcomes import Accepted, Phase, Reply
 from delivery.states import DeliveryStatus
 from tests.bounces.conftest import Deliver, group, message_id, report, return_path, token
 from tests.bounces.hostile import HOSTILE
@@ -240,6 +242,17 @@ def test_a_message_id_is_enough_where_the_provider_sets_the_envelope(deliver, no
     take(report(returned=message_id(letter)), now)
     letter.refresh_from_db()
     assert letter.status == DeliveryStatus.BOUNCED
+
+
+def test_22_the_message_id_that_the_provider_gave_is_enough_too(deliver: Deliver, now) -> None:
+    letter, other = deliver(), deliver("eve@example.net")
+    reply = Reply(Phase.FINAL_DOT, 250, "2.0.0 OK")
+    note_assigned([(letter.pk, Accepted(reply, "<new@prod.example>")), (other.pk, Accepted(reply))])
+    assert take(report(returned="<new@prod.example>"), now) is Verdict.BOUNCE
+    letter.refresh_from_db()
+    other.refresh_from_db()
+    assert letter.status == DeliveryStatus.BOUNCED
+    assert other.status == DeliveryStatus.SENT
 
 
 def test_a_mail_that_nobody_knows_is_kept_for_a_person(db, now) -> None:

@@ -18,8 +18,8 @@ from bounces.models import Bounce, MailboxState, ReceivedMail, Watch
 from bounces.poller import poll
 from bounces.tasks import keep_watching
 from bounces.watches import GATHER, LIFE, keep
-from delivery.outcomes import Phase, Reply, Unavailable
-from delivery.replies.graph import TOTAL_SILENCE, TOTAL_SILENCE_RULE
+from delivery import mailboxes
+from delivery.providers.graph_http import ALLOWANCE
 from tests.bounces.conftest import Deliver, group, report, return_path
 from tests.bounces.test_graph_mailbox import mailbox_of
 from tests.bounces.test_graph_mailbox import polled as polled
@@ -244,10 +244,8 @@ def test_an_address_that_cannot_be_reached_leaves_the_polls_as_they_are(polled, 
 
 
 def test_the_silence_of_the_mailbox_holds_for_its_watches_too(polled: World) -> None:
-    from delivery.limits import pause
-
-    reply = Reply.of(Phase.HTTP, 429, "ErrorTooManyObjectsOpened")
-    pause("graph", Unavailable(reply, TOTAL_SILENCE, rule=TOTAL_SILENCE_RULE), polled.clock())
+    turn = mailboxes.ask(MAILBOX, ALLOWANCE, polled.clock())
+    mailboxes.done(MAILBOX, turn, polled.clock(), "429 ErrorTooManyObjectsOpened")
     assert "left alone" in keep("default", polled.clock())
     assert not polled.emulator.requests("subscriptions")
 

@@ -14,8 +14,8 @@ from delivery import limits, mailboxes, setup_test
 from delivery.bridge import Bridge
 from delivery.conf import delivery_settings
 from delivery.mailboxes import MailboxRestsError, ask, done, request, resting_until
-from delivery.models import Alert, MailboxRequest, ProviderState
-from delivery.outcomes import Accepted, Unavailable
+from delivery.models import Alert, MailboxRequest, ProviderState, QuotaWindow
+from delivery.outcomes import Accepted, Phase, Reply, Unavailable
 from delivery.providers.base import Allowance, Rest, Turn
 from delivery.providers.graph_http import ALLOWANCE
 from delivery.providers.smtp import SMTPProvider
@@ -316,3 +316,29 @@ def test_the_settings_know_which_providers_are_one_mailbox():
     assert {known[alias].mailbox for alias in ("graph", "again", "smtp")} == {FROM}
     assert known["elsewhere"].mailbox == "other@example.org"
     assert known["default"].mailbox == ""
+
+
+# ------------------------------------------------------------------ a day's quota
+
+
+def test_16_a_days_quota_closes_all_providers_of_the_mailbox_until_our_log_knows_of_room(
+    settings, clock
+):
+    cap = [{"cap": "10000/day", "scope": f"mailbox:{FROM}"}]
+    providers = settings.DELIVERY["PROVIDERS"]
+    settings.DELIVERY = settings.DELIVERY | {
+        "PROVIDERS": {
+            alias: entry | ({"LIMITS": cap} if alias in {"graph", "smtp"} else {})
+            for alias, entry in providers.items()
+        }
+    }
+    (limit,) = delivery_settings().providers["graph"].limits
+    QuotaWindow.objects.create(key=limit.key, at=clock() - timedelta(hours=18), permits=9000)
+    reply = Reply(Phase.HTTP, 429, "ErrorSubmissionQuotaExceeded")
+    limits.pause("smtp", Unavailable(reply, timedelta(days=1), rule="daily quota"), clock())
+    until = clock() + timedelta(hours=6, minutes=5)
+    for alias in ("graph", "smtp", "again"):
+        assert limits.closed_until(limits.state_of(alias), clock()) == until
+    assert limits.closed_until(limits.state_of("elsewhere"), clock()) is None
+    # Reading goes on: it is no silence.
+    assert resting_until(FROM, clock()) is None
