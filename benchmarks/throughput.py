@@ -90,20 +90,23 @@ def as_worker() -> None:
 
     print("ready", flush=True)
     sys.stdin.readline()
+    started = time.process_time()
     over = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
     while not over.is_set():
         if run_worker("default") in {"0 letters", "no place was free"}:
             over.wait(0.02)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, flush=True)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    print(usage.ru_maxrss // 1024, usage.ru_utime + usage.ru_stime - started, flush=True)
 
 
 @contextlib.contextmanager
 def waiting_workers(count: int) -> Iterator[list[subprocess.Popen[str]]]:
     """Processes that have started up and wait for a line."""
     command = [sys.executable, str(Path(__file__).resolve()), "--as-worker"]
-    if profile := os.environ.get("PROFILE"):  # py-spy's raw samples of the first worker
-        command = ["py-spy", "record", "-r", "400", "-f", "raw", "-o", profile, "--", *command]
+    if profile := os.environ.get("PROFILE"):  # py-spy's raw samples, for one worker
+        options = ["-r", "250", "--nonblocking", "-f", "raw", "-o", profile]
+        command = ["py-spy", "record", *options, "--", *command]
     processes = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(count)
@@ -248,6 +251,7 @@ def run(args: argparse.Namespace) -> dict[str, float | int | list[int]]:
             # What autovacuum does within a minute of an import; a benchmark has no minute.
             cursor.execute("ANALYZE")
     memory: list[int] = []
+    cpu = 0.0
     if args.cluster:
         began = time.perf_counter()
         coordinate()
@@ -272,7 +276,9 @@ def run(args: argparse.Namespace) -> dict[str, float | int | list[int]]:
             ended = time.perf_counter()
             for process in processes:
                 out, _ = process.communicate(timeout=120)
-                memory.append(int(out.split()[-1]))
+                size, seconds = out.splitlines()[-1].split()
+                memory.append(int(size))
+                cpu += float(seconds)
     coordinate()
     status = Campaign.objects.get(pk=campaign_id).status
     if status != "finished":
@@ -282,6 +288,7 @@ def run(args: argparse.Namespace) -> dict[str, float | int | list[int]]:
         "send_s": round(ended - filled, 3),
         "recorded": recorded(campaign_id),
         "worker_mb": memory,
+        "worker_us": round(cpu * 1e6 / args.recipients),
     }
 
 
@@ -296,12 +303,12 @@ def main() -> None:
 
         django.setup()
         result = run(args)
-    memory = result.pop("worker_mb")
+    memory, cpu = result.pop("worker_mb"), result.pop("worker_us")
     if not args.json:
         seconds = float(result["enqueue_s"]) + float(result["send_s"])
         rate = result["recorded"] / result["send_s"]
         print(f"{rate:,.0f} letters/s while sending, {result['recorded'] / seconds:,.0f} in all")
-        print(f"peak memory of each worker: {memory} MB")
+        print(f"peak memory of each worker: {memory} MB; CPU of the workers: {cpu} µs a letter")
     print(json.dumps(result))
 
 

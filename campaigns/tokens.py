@@ -18,6 +18,11 @@ import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
 
 MAC_OCTETS = 8
 
@@ -51,8 +56,7 @@ class TokenSigner:
             value.to_bytes(width, "big")
             for value, width in zip(numbers, WIDTHS[purpose], strict=True)
         )
-        raw = body + self._mac(purpose, number, body)
-        return base64.b32encode(raw).decode("ascii").rstrip("=").lower()
+        return _base32(body + self._mac(purpose, number, body))
 
     def read(self, purpose: Purpose, token: str) -> tuple[int, ...] | None:
         """The numbers of a genuine token for this purpose; None for anything else.
@@ -82,5 +86,35 @@ class TokenSigner:
         return tuple(numbers)
 
     def _mac(self, purpose: Purpose, number: int, body: bytes) -> bytes:
-        key = hmac.digest(self.keys[number], f"pennypost/{purpose}".encode(), hashlib.sha256)
-        return hmac.digest(key, body, hashlib.sha256)[:MAC_OCTETS]
+        inner, outer = _begun(self.keys[number], purpose)
+        inner, outer = inner.copy(), outer.copy()
+        inner.update(body)
+        outer.update(inner.digest())
+        return outer.digest()[:MAC_OCTETS]
+
+
+@lru_cache(maxsize=64)
+def _begun(key: bytes, purpose: Purpose) -> tuple[Hash, Hash]:
+    """HMAC-SHA-256 (RFC 2104) with the key of one purpose, begun: both hashes have taken the padded
+    key and wait for the message. Three tokens stand in every letter; hmac.digest takes twice as
+    long and hands the interpreter's lock to another thread each time."""
+    derived = hmac.digest(key, f"pennypost/{purpose}".encode(), "sha256").ljust(64, b"\0")
+    return (
+        hashlib.sha256(bytes(octet ^ 0x36 for octet in derived)),
+        hashlib.sha256(bytes(octet ^ 0x5C for octet in derived)),
+    )
+
+
+# Two characters for each ten bits.
+_PAIRS = [
+    a + b for a in "abcdefghijklmnopqrstuvwxyz234567" for b in "abcdefghijklmnopqrstuvwxyz234567"
+]
+
+
+def _base32(raw: bytes) -> str:
+    """As base64.b32encode, lower case and without padding, in a fifth of the time."""
+    bits = 8 * len(raw)
+    surplus = -bits % 10
+    number = int.from_bytes(raw, "big") << surplus
+    pairs = [_PAIRS[number >> at & 1023] for at in range(bits + surplus - 10, -1, -10)]
+    return "".join(pairs)[: -(-bits // 5)]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 
@@ -17,35 +17,37 @@ from delivery.message import Envelope, OutgoingMessage
 from delivery.outcomes import Phase, Rejected, Reply
 from delivery.queue import Claimed
 
-
-@dataclass(frozen=True, slots=True)
-class Unwritable:
-    """A letter that could not be composed for this reader: nobody's server was asked."""
-
-    claimed: Claimed
-    outcome: Rejected
+logger = logging.getLogger(__name__)
 
 
-def compose(
-    claims: Sequence[Claimed], now: datetime
-) -> tuple[list[OutgoingMessage], list[Unwritable]]:
-    """The messages in the order of the claims, and those that could not be written.
+# The compiled letters of editions, by edition; the error of one that does not compile.
+Letters = dict[int, Letter | LetterError]
 
-    An unwritable letter ends as REJECTED with the reason: one reader's odd data must not stop
-    the campaign, and must not be tried for ever.
+
+def letters_of(claims: Sequence[Claimed]) -> Letters:
+    """The letters that these claims need. Asks the database; composing does not."""
+    return {edition_id: _letter(edition_id) for edition_id in {c.edition_id for c in claims}}
+
+
+def compose(claimed: Claimed, letters: Letters, now: datetime) -> OutgoingMessage | Rejected:
+    """The message for one reader, or why it cannot be written.
+
+    An unwritable letter is REJECTED: one reader's odd data must not stop the campaign, and must
+    not be tried for ever. Nobody's server was asked.
     """
-    messages, unwritable = [], []
-    for claimed in claims:
-        try:
-            messages.append(_compose(claimed, now))
-        except LetterError as error:
-            reply = Reply.of(Phase.LOCAL, None, f"The letter could not be written: {error}")
-            unwritable.append(Unwritable(claimed, Rejected(reply, rule="unwritable")))
-    return messages, unwritable
+    try:
+        return _compose(claimed, letters[claimed.edition_id], now)
+    except LetterError as error:
+        text = f"The letter could not be written: {error}"
+    except Exception as error:
+        logger.exception("delivery.unwritable", extra={"delivery": claimed.id})
+        text = f"The letter could not be written: {type(error).__name__}"
+    return Rejected(Reply.of(Phase.LOCAL, None, text), rule="unwritable")
 
 
-def _compose(claimed: Claimed, now: datetime) -> OutgoingMessage:
-    letter = _letter(claimed.edition_id)
+def _compose(claimed: Claimed, letter: Letter | LetterError, now: datetime) -> OutgoingMessage:
+    if isinstance(letter, LetterError):
+        raise letter
     message_id = message_id_of(claimed.id, claimed.campaign_id)
     content = letter.render(
         Addressee(
@@ -61,7 +63,8 @@ def _compose(claimed: Claimed, now: datetime) -> OutgoingMessage:
             unsubscribe_url=unsubscribe_url(
                 claimed.campaign_id, 0 if claimed.is_test else claimed.subscriber_id
             ),
-            date=now,
+            # Without fractions: a field that many letters share.
+            date=now.replace(microsecond=0),
         )
     )
     envelope = envelope_of(claimed.id, claimed.rcpt_to, letter.from_email)
@@ -85,6 +88,9 @@ def message_id_of(delivery_id: int, campaign_id: int) -> str:
 
 
 @lru_cache(maxsize=16)
-def _letter(edition_id: int) -> Letter:
-    """An edition never changes once it is written, so it is read and compiled once a process."""
-    return letter_of(Edition.objects.get(pk=edition_id))
+def _letter(edition_id: int) -> Letter | LetterError:
+    """The letter, read and compiled once a process."""
+    try:
+        return letter_of(Edition.objects.get(pk=edition_id))
+    except LetterError as error:
+        return error

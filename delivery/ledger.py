@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import NamedTuple
 
 from delivery.outcomes import Accepted, Outcome, Unavailable, Unconfirmed
 
@@ -12,8 +13,7 @@ from delivery.outcomes import Accepted, Outcome, Unavailable, Unconfirmed
 DEFAULT_REST = timedelta(seconds=30)
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """The outcome of one letter; ``reference`` is its delivery's id."""
 
     reference: int
@@ -41,18 +41,20 @@ class Ledger:
 
     _results: list[Result] = field(default_factory=list)
 
-    def extend(self, results: list[Result]) -> None:
-        """Adds what a wave brought."""
-        self._results.extend(results)
+    def add(self, result: Result) -> None:
+        """Adds what became of a letter."""
+        self._results.append(result)
+
+    def __len__(self) -> int:
+        return len(self._results)
 
     def pending(self) -> list[Result]:
         """What must be written with the next commit."""
         return list(self._results)
 
-    def written(self, results: list[Result]) -> None:
-        """Forgets what a commit has made durable."""
-        done = {result.reference for result in results}
-        self._results = [result for result in self._results if result.reference not in done]
+    def written(self, results: Sequence[Result]) -> None:
+        """Forgets what a commit has made durable: what was pending() when it began."""
+        del self._results[: len(results)]
 
     @staticmethod
     def trouble(results: Sequence[Result]) -> Unavailable | None:

@@ -14,13 +14,21 @@ from delivery.outcomes import Accepted, Outcome, Unconfirmed
 LONGEST = 320
 
 
+def assigned_id(outcome: Outcome) -> str:
+    """The Message-ID that the provider gave this letter in place of ours; empty for none, and for
+    one that is no address of a letter any more by its length."""
+    if not isinstance(outcome, Accepted | Unconfirmed):
+        return ""
+    given = outcome.provider_message_id
+    return given if len(given) <= LONGEST else ""
+
+
 def note_assigned(outcomes: Iterable[tuple[int, Outcome]]) -> None:
     """Stores what the outcomes of these deliveries say. In the caller's transaction."""
     rows = [
-        AssignedMessageId(delivery_id=delivery_id, message_id=outcome.provider_message_id)
+        AssignedMessageId(delivery_id=delivery_id, message_id=given)
         for delivery_id, outcome in outcomes
-        if isinstance(outcome, Accepted | Unconfirmed)
-        and 0 < len(outcome.provider_message_id) <= LONGEST
+        if (given := assigned_id(outcome))
     ]
     if rows:
         AssignedMessageId.objects.bulk_create(rows)

@@ -78,6 +78,8 @@ class Reply:
         The text comes from outside and will be stored and shown; line ends of a multi-line
         reply are kept.
         """
+        if text.isascii() and text.isprintable():
+            return cls(phase, code, text[:LONGEST_REPLY], speaker)  # nearly every reply
         clean = "".join(
             character if character == "\n" or character.isprintable() else " " for character in text
         )

@@ -1,9 +1,13 @@
 """One slice of work: claim, compose, hand over, send, settle, until the time is up.
 
 The order of the writes is the promise. A letter is SENDING in a committed transaction before its
-first byte leaves; its outcome is written with the note for the next wave. A crash therefore
-leaves CLAIMED rows, certainly not sent, and at most one wave of SENDING rows, of which the flight
+first byte leaves, and never more than SEND_BATCH_SIZE letters of a worker are. A crash therefore
+leaves CLAIMED rows, certainly not sent, and at most so many SENDING rows, of which the flight
 recorder knows all but those whose final dot was on the wire.
+
+The database and the wire do not wait for each other: while one half of these letters is on the
+wire, one commit writes the outcomes of the other half and the note for as many new ones, and the
+next letters are claimed. A letter is composed when it leaves, so that only a handful of them exist.
 """
 
 from __future__ import annotations
@@ -14,25 +18,37 @@ import logging
 import os
 import signal
 import socket
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
 from time import monotonic
+from typing import NamedTuple
 
 from django.db import InterfaceError, OperationalError, connection, transaction
 
 from delivery import leases, limits, mailboxes, queue, resolution, slots
 from delivery.bridge import Bridge
 from delivery.clocks import database_now
-from delivery.composing import Unwritable, compose
+from delivery.composing import Letters, compose, letters_of
 from delivery.conf import DeliverySettings, ProviderSettings
 from delivery.leases import Lease
 from delivery.ledger import Ledger, Result
 from delivery.limits import Grant
 from delivery.message import OutgoingMessage
-from delivery.outcomes import Accepted, Outcome, Phase, Reply, Throttle, Unavailable, Unconfirmed
+from delivery.models import ProviderState
+from delivery.outcomes import (
+    Accepted,
+    Outcome,
+    Phase,
+    Rejected,
+    Reply,
+    Throttle,
+    Unavailable,
+    Unconfirmed,
+)
 from delivery.providers.base import Confirms, KeepsConnections, Provider, ReportsFinalDot
 from delivery.queue import Claimed
 from delivery.recorder import FlightRecorder, recording_path
@@ -43,12 +59,16 @@ logger = logging.getLogger(__name__)
 Clock = Callable[[], datetime]
 # A wait longer than this ends the slice: no process sleeps through a pause.
 PATIENCE = timedelta(seconds=5)
-# How often a worker asks how many connections it may have, and when one without any asks again.
-COUNT_CONNECTIONS = timedelta(seconds=1)
+# How often a worker asks how many connections it may have: one that has all that it could use,
+# for nothing is on the wire meanwhile; one that has less. When one without any asks again.
+COUNT_CONNECTIONS = timedelta(seconds=10)
+COUNT_MISSING_CONNECTIONS = timedelta(seconds=1)
 ALL_CONNECTIONS_HELD = timedelta(seconds=10)
 # How long known outcomes wait for a database that went away, and how often it is asked.
 DATABASE_PATIENCE = timedelta(minutes=10)
 DATABASE_PAUSE = timedelta(seconds=1)
+# How long a known outcome may wait, in seconds, until others make its commit worth while.
+LONGEST_UNWRITTEN = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +82,26 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one claim brought: messages in order, the claims behind them, and their permits.
+    """What one claim brought: the claims in order, their letters, and the permits to send them.
 
-    ``permits``: which permit of the grant each letter has; ``answered``: the monotonic moments at
-    which answers came.
+    ``answered``: the monotonic moments at which answers came.
     """
 
-    messages: list[OutgoingMessage] = field(default_factory=list)
-    claims: dict[int, Claimed] = field(default_factory=dict)
+    claims: list[Claimed] = field(default_factory=list)
+    letters: Letters = field(default_factory=dict)
     grant: Grant | None = None
-    permits: dict[int, int] = field(default_factory=dict)
     answered: list[float] = field(default_factory=list)
     # Why it is empty: when to ask again, None when nothing is waiting at all.
     retry_at: datetime | None = None
+    lease_is_lost: bool = False
+
+
+class Turn(NamedTuple):
+    """A claimed letter in this worker's hands; ``permit``: its place in the batch."""
+
+    claimed: Claimed
+    batch: Batch
+    permit: int
 
 
 def holder_name() -> str:
@@ -105,21 +132,38 @@ class Worker:
         self.alias = provider_settings.alias
         self.limits = provider_settings.limits
         self.connections = slots.connections_of(settings, provider_settings, provider)
-        self.counted_at = float("-inf")
+        self.count_at = float("-inf")
         self.held = 0
         # The provider asked for fewer; and it has taken nothing since this worker has fewer.
         self.asked_for_less = self.is_on_probation = False
+        # Letters of waves without trouble, not yet told to slots.
+        self.went_well = 0
         self.provider = provider
         self.clock = clock
         self.limit_clock = limit_clock
         self.dice = dice
         self.holder = holder or holder_name()
+        self.reports_final_dot = isinstance(provider, ReportsFinalDot)
         self.recorders = recorders
         self.recorder: FlightRecorder | None = None
+        # In hand: claimed and not noted; noted (SENDING), with those whose answer is in the ledger.
+        self.ready: deque[Turn] = deque()
+        self.noted: dict[int, Turn] = {}
         self.ledger = Ledger()
+        self.departures: asyncio.Queue[Turn] = asyncio.Queue()
+        self.runners: list[asyncio.Task[None]] = []
+        # Something happened that the conducting loop should look at.
+        self.progress = asyncio.Event()
+        self.is_closing = False
+        # Letters of a wave that did not leave: still CLAIMED, and no longer in ``ready``.
+        self.has_leftovers = False
+        self.sent = 0
         self.stopping = asyncio.Event()
         self.lease: Lease | None = None
         self.held_until: datetime | None = None
+        # The provider when we last looked; whether a note found less than was claimed.
+        self.state: ProviderState | None = None
+        self.has_missed = False
         self.policy = RetryPolicy(settings.retry_after, settings.max_attempts, settings.max_age)
 
     # ------------------------------------------------------------------ the slice
@@ -142,32 +186,47 @@ class Worker:
                 await self.provider.close()
                 await bridge.call(self._leave)
                 if self.recorder is not None:
-                    self.recorder.close(remove=not self.ledger.pending())
+                    self.recorder.close(remove=not len(self.ledger))
 
     async def _work(self, bridge: Bridge) -> Slice:
         end = self.clock() + self.settings.slice_length
-        sent = 0
         mailboxes.guard(self.provider, bridge, self.clock)
         await self.provider.open()
-        while True:
-            next_look = await self._look(bridge)
-            if not await self._hold_connections(bridge):
-                return Slice(sent, self.clock() + ALL_CONNECTIONS_HELD)
-            batch = await bridge.call(self._claim_and_compose)
-            moments = [moment for moment in (batch.retry_at, next_look) if moment is not None]
-            if batch.messages:
-                sent += await self._send_batch(bridge, batch)
-            elif not await self._wait_for(min(moments, default=None), end):
-                return Slice(sent, min(moments, default=None))
-            if self.stopping.is_set() or self.clock() >= end:
-                return Slice(sent, self.clock())
+        at_once = min(self.provider.concurrency, self.settings.send_batch_size)
+        self.runners = [asyncio.create_task(self._run()) for _ in range(at_once)]
+        for runner in self.runners:
+            runner.add_done_callback(lambda _runner: self.progress.set())
+        try:
+            while True:
+                next_look = await self._look(bridge)
+                if not await self._hold_connections(bridge):
+                    return Slice(self.sent, self.clock() + ALL_CONNECTIONS_HELD)
+                batch = await bridge.call(self._claim)
+                moments = [moment for moment in (batch.retry_at, next_look) if moment is not None]
+                if batch.claims:
+                    await self._send_batch(bridge, batch, end)
+                elif not await self._wait_for(min(moments, default=None), end):
+                    return Slice(self.sent, min(moments, default=None))
+                if self._is_over(end):
+                    return Slice(self.sent, self.clock())
+        finally:
+            # Whatever went wrong: the answers to what has left are worth having.
+            while self._on_wire() and not any(runner.done() for runner in self.runners):
+                self.progress.clear()
+                await self._progress()
+            for runner in self.runners:
+                runner.cancel()
+            await asyncio.gather(*self.runners, return_exceptions=True)
+
+    def _is_over(self, end: datetime) -> bool:
+        return self.stopping.is_set() or self.clock() >= end
 
     async def _hold_connections(self, bridge: Bridge) -> bool:
         """As many connections as this worker may have at this time; False when there is none left
         for it. Nothing is on the wire."""
         if self.connections is None or not isinstance(self.provider, KeepsConnections):
             return True
-        if monotonic() < self.counted_at + COUNT_CONNECTIONS.total_seconds():
+        if monotonic() < self.count_at:
             return True
         assert self.lease is not None
         key = self.lease.claim_key
@@ -180,7 +239,9 @@ class Worker:
         self.asked_for_less = False
         if held.surplus:
             await bridge.call(slots.keep, self.connections, key, self.held)
-        self.counted_at = monotonic()
+        has_all = self.held == self.provider.connections
+        pause = COUNT_CONNECTIONS if has_all else COUNT_MISSING_CONNECTIONS
+        self.count_at = monotonic() + pause.total_seconds()
         return held.allowed > 0
 
     async def _look(self, bridge: Bridge) -> datetime | None:
@@ -189,34 +250,116 @@ class Worker:
             return None
         return await resolution.look(bridge, self.provider, self.alias, self.clock)
 
-    async def _send_batch(self, bridge: Bridge, batch: Batch) -> int:
-        """Sends a claimed batch wave by wave; each wave's note carries the outcomes before it."""
-        sent = 0
-        for wave in waves(batch.messages, self.settings.send_batch_size):
-            go_on = await self._commit(bridge, batch, [message.reference for message in wave])
-            if not go_on:
-                break
-            results = await self._send_wave([m for m in wave if m.reference in go_on], batch)
-            self.ledger.extend(results)
-            sent += len(results)
-            if self.stopping.is_set() or Ledger.trouble(results):
-                break
-        await self._commit(bridge, batch, [])
-        await bridge.call(self._release)
-        await bridge.call(self._settle_permits, batch)
-        return sent
+    # ------------------------------------------------------------------ the letters in hand
 
-    async def _commit(self, bridge: Bridge, batch: Batch, wave: Sequence[int]) -> set[int]:
+    async def _send_batch(self, bridge: Bridge, batch: Batch, end: datetime) -> None:
+        """Sends a claimed batch, and what else is due meanwhile; nothing is in hand afterwards.
+
+        Under limits it stays at the one batch: permits are asked for when they can be used.
+        """
+        self.is_closing = False
+        self._take_up(batch)
+        ahead: asyncio.Task[Batch] | None = None
+        more_is_due, waited_long = not self.limits, False
+        while self.ready or self.noted or ahead is not None:
+            self.progress.clear()
+            if self.is_closing or self._is_over(end):
+                more_is_due = False
+                await self._drop_ready(bridge)
+            elif self.connections is not None and monotonic() >= self.count_at:
+                more_is_due = False
+            if ahead is not None and (ahead.done() or not (self.ready or self.noted)):
+                more, ahead = await self._claimed_ahead(ahead), None
+                more_is_due = more_is_due and bool(more.claims)
+                self._take_up(more)
+                continue
+            if ahead is None and more_is_due and len(self.ready) < self.settings.send_batch_size:
+                ahead = asyncio.create_task(bridge.call(self._claim))
+                ahead.add_done_callback(lambda _batch: self.progress.set())
+            if self._is_worth_a_commit() or (waited_long and len(self.ledger)):
+                await self._write(bridge)
+                waited_long = False
+            else:
+                waited_long = not await self._progress()
+            for runner in self.runners:
+                if runner.done():
+                    runner.result()  # it raised, and nobody would answer for its letter
+        await self._drop_ready(bridge)
+        await bridge.call(self._settle_permits, batch)
+        await bridge.call(self._tell_what_went_well)
+
+    def _take_up(self, batch: Batch) -> None:
+        if batch.lease_is_lost:
+            self.stopping.set()
+        self.ready.extend(Turn(claimed, batch, n) for n, claimed in enumerate(batch.claims))
+
+    async def _drop_ready(self, bridge: Bridge) -> None:
+        """Gives back what is claimed and has not been noted."""
+        if self.ready or self.has_leftovers:
+            self.ready.clear()
+            self.has_leftovers = False
+            await bridge.call(self._release)
+
+    async def _claimed_ahead(self, ahead: asyncio.Task[Batch]) -> Batch:
+        try:
+            return await ahead
+        except (OperationalError, InterfaceError):
+            # First the letters in hand, whose commit is patient; the next claim will say it again.
+            logger.exception("delivery.database_away", extra={"holder": self.holder})
+            return Batch()
+
+    def _on_wire(self) -> int:
+        """How many letters may have left and have no answer."""
+        return len(self.noted) - len(self.ledger)
+
+    def _is_worth_a_commit(self) -> bool:
+        """When the wire has nothing to do, or half of what may be SENDING can be exchanged."""
+        answered = len(self.ledger)
+        if not self._on_wire():
+            return bool(self.ready or answered)
+        half = (self.settings.send_batch_size + 1) // 2
+        room = self.settings.send_batch_size - len(self.noted)
+        return answered >= half or (room >= half and bool(self.ready))
+
+    async def _progress(self) -> bool:
+        """Waits until there may be something to do; False after LONGEST_UNWRITTEN."""
+        try:
+            async with asyncio.timeout(LONGEST_UNWRITTEN):
+                await self.progress.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _write(self, bridge: Bridge) -> None:
+        """One commit: the outcomes that are known, and the note for the letters that leave next."""
+        results = self.ledger.pending()
+        room = self.settings.send_batch_size - len(self.noted) + len(results)
+        wave = [self.ready.popleft() for _ in range(min(room, len(self.ready)))]
+        go_on = await self._commit(bridge, results, [turn.claimed.id for turn in wave])
+        for result in results:
+            del self.noted[result.reference]
+        self.ledger.written(results)
+        for turn in wave:
+            if turn.claimed.id in go_on:
+                self.noted[turn.claimed.id] = turn
+                self.departures.put_nowait(turn)
+        # The provider is closed, a campaign was paused, or the lease is lost: claim anew.
+        self.has_leftovers |= len(go_on) < len(wave)
+        self.is_closing |= self.has_leftovers or Ledger.trouble(results) is not None
+
+    async def _commit(
+        self, bridge: Bridge, results: Sequence[Result], wave: Sequence[int]
+    ) -> set[int]:
         """Outcomes and the next note, also when the database goes away for a while.
 
-        Nothing is sent then, and what is known is kept until it is back. Whether a commit that
-        broke had reached the disk is unknown: so its wave is not sent, and taken back.
+        No further letter leaves then, and what is known is kept until it is back. Whether a commit
+        that broke had reached the disk is unknown: so its wave is not sent, and taken back.
         """
         give_up = self.clock() + DATABASE_PATIENCE
         unsent: Sequence[int] = ()
         while True:
             try:
-                return await bridge.call(self._record_and_hand_over, batch, wave, unsent)
+                return await bridge.call(self._record_and_hand_over, results, wave, unsent)
             except (OperationalError, InterfaceError):
                 if self.clock() >= give_up:
                     raise
@@ -225,44 +368,45 @@ class Worker:
                 await bridge.call(connection.close)
                 await asyncio.sleep(DATABASE_PAUSE.total_seconds())
 
-    async def _send_wave(self, wave: list[OutgoingMessage], batch: Batch) -> list[Result]:
-        results: list[Result] = []
-        letters = iter(wave)
+    # ------------------------------------------------------------------ on the wire
 
-        async def runner() -> None:
-            for message in letters:
-                results.append(await self._send(message, batch))
+    async def _run(self) -> None:
+        """Sends noted letters, one after the other. As many of these as the provider likes."""
+        while True:
+            turn = await self.departures.get()
+            self.ledger.add(Result(turn.claimed.id, await self._send(turn)))
+            self.sent += 1
+            if not self._on_wire() or 2 * len(self.ledger) >= self.settings.send_batch_size:
+                self.progress.set()
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(self.provider.concurrency, len(wave))):
-                group.create_task(runner())
-        return results
-
-    async def _send(self, message: OutgoingMessage, batch: Batch) -> Result:
-        assert batch.grant is not None
-        permit = batch.permits[message.reference]
-        while (wait := batch.grant.opens(permit) - monotonic()) > 0:
-            await asyncio.sleep(wait)
-        if monotonic() > batch.grant.expires(permit):
-            text = "The permit of the provider's limits had run out before the letter left."
-            reply = Reply.of(Phase.LOCAL, None, text)
-            return Result(
-                message.reference, Unavailable(reply, timedelta(0), rule="permit expired")
-            )
+    async def _send(self, turn: Turn) -> Outcome:
+        grant = turn.batch.grant
+        assert grant is not None
+        if grant.limits:
+            while (wait := grant.opens(turn.permit) - monotonic()) > 0:
+                await asyncio.sleep(wait)
+            if monotonic() > grant.expires(turn.permit):
+                text = "The permit of the provider's limits had run out before the letter left."
+                reply = Reply.of(Phase.LOCAL, None, text)
+                return Unavailable(reply, timedelta(0), rule="permit expired")
         try:
-            return await self._send_now(message)
+            return await self._send_now(turn)
         finally:
-            batch.answered.append(monotonic())
+            turn.batch.answered.append(monotonic())
 
-    async def _send_now(self, message: OutgoingMessage) -> Result:
-        if self.recorder is not None:
-            self.recorder.leaving(message.reference)
-            if not isinstance(self.provider, ReportsFinalDot):
-                self.recorder.final_dot(message.reference)
+    async def _send_now(self, turn: Turn) -> Outcome:
+        message = compose(turn.claimed, turn.batch.letters, self.clock())
+        if isinstance(message, Rejected):
+            return message
+        recorder = self.recorder
+        if recorder is None:
+            return await self._outcome_of(message)
+        recorder.leaving(message.reference)
+        if not self.reports_final_dot:
+            recorder.final_dot(message.reference)
         outcome = await self._outcome_of(message)
-        if self.recorder is not None:
-            self.recorder.answered(message.reference, outcome)
-        return Result(message.reference, outcome)
+        recorder.answered(message.reference, outcome)
+        return outcome
 
     async def _outcome_of(self, message: OutgoingMessage) -> Outcome:
         if self.held_until is not None and self.clock() >= self.held_until:
@@ -301,18 +445,20 @@ class Worker:
                 slots.make(self.connections)
         return lease
 
-    def _claim_and_compose(self) -> Batch:
-        """Limits first, then rows, then letters: a permit is wasted rather than a limit broken."""
+    def _claim(self) -> Batch:
+        """Limits first, then rows: a permit is wasted rather than a limit broken."""
         assert self.lease is not None
         now = self.clock()
-        state = limits.state_of(self.alias)
-        closed_until = limits.closed_until(state, now)
+        if not self._hold_lease(now):
+            return Batch(lease_is_lost=True)
+        self.state = limits.state_of(self.alias)
         campaign_ids = queue.open_campaigns(self.alias)
-        due = queue.next_due(campaign_ids, self.alias)
-        if due is None or closed_until is not None:
+        closed_until = limits.closed_until(self.state, now)
+        if closed_until is not None:
+            due = queue.next_due(campaign_ids, self.alias)
             return Batch(retry_at=closed_until if due is not None else None)
-        if due > now:
-            return Batch(retry_at=due)
+        if self.limits and (waits := self._nothing_due(campaign_ids, now)):
+            return waits
         grant = limits.take(
             self.limits, self.settings.cycle_batch_size, self.lease.claim_key, self.limit_clock
         )
@@ -324,83 +470,61 @@ class Worker:
         if not claims:
             limits.settle(grant, [])
             # Suppressed, or other workers were faster: look again at once.
-            return Batch(retry_at=now)
-        messages, unwritable = compose(claims, now)
-        if unwritable:
-            self._settle_unwritable(unwritable, now)
-        return Batch(
-            messages,
-            {claimed.id: claimed for claimed in claims},
-            grant,
-            {message.reference: permit for permit, message in enumerate(messages)},
-            retry_at=now,
-        )
+            return self._nothing_due(campaign_ids, now) or Batch(retry_at=now)
+        return Batch(claims, letters_of(claims), grant)
 
-    def _settle_unwritable(self, unwritable: Sequence[Unwritable], now: datetime) -> None:
-        """Unwritable letters go through SENDING like all others, so that each move is permitted."""
-        assert self.lease is not None
-        with transaction.atomic():
-            moved = queue.hand_over(self.lease, [u.claimed.id for u in unwritable], now)
-            settled = [
-                (u.claimed, u.outcome, self._settlement(u.claimed, u.outcome, now))
-                for u in unwritable
-                if u.claimed.id in moved
-            ]
-            queue.settle(self.lease, settled, now)
+    def _nothing_due(self, campaign_ids: Sequence[int], now: datetime) -> Batch | None:
+        """An empty batch that says when a letter will be due; None when one is."""
+        due = queue.next_due(campaign_ids, self.alias)
+        return Batch(retry_at=due) if due is None or due > now else None
 
     def _start_recorder(self) -> None:
         if self.recorders is None or self.lease is None:
             return
-        wave = min(self.settings.send_batch_size, self.settings.cycle_batch_size)
         self.recorder = FlightRecorder(
             recording_path(self.recorders, self.lease.claim_key),
             self.lease.claim_key,
-            wire=wave,
-            outcomes=2 * wave,
+            wire=self.settings.send_batch_size,
+            outcomes=self.settings.send_batch_size,
         )
         if isinstance(self.provider, ReportsFinalDot):
             self.provider.watch(self.recorder.final_dot)
 
     def _record_and_hand_over(
-        self, batch: Batch, wave: Sequence[int], unsent: Sequence[int]
+        self, results: Sequence[Result], wave: Sequence[int], unsent: Sequence[int]
     ) -> set[int]:
-        """One commit: the outcomes known so far, and the note that the next wave is leaving.
+        """One commit: these outcomes, and the note that the next wave is leaving.
 
         ``unsent``: letters whose note may or may not have been committed and that never left.
         """
         assert self.lease is not None
         now = self.clock()
-        results = self.ledger.pending()
-        with transaction.atomic():
-            settled = [
-                (
-                    batch.claims[result.reference],
-                    result.outcome,
-                    self._settlement(batch.claims[result.reference], result.outcome, now),
-                )
-                for result in results
-            ]
-            queue.settle(self.lease, settled, now)
-            queue.return_unsent(self.lease, unsent)
-            state = limits.state_of(self.alias)
-            if Ledger.any_accepted(results):
-                self.is_on_probation = False
-            if trouble := Ledger.trouble(results):
-                if self._needs_silence(trouble, results, now):
-                    limits.pause(self.alias, trouble, now)
-                wave = []
-            elif Ledger.any_accepted(results):
-                limits.works_again(state)
-            if limits.closed_until(state, now) is not None:
-                wave = []  # another worker met trouble meanwhile
-            if not leases.renew(self.lease, now, self.settings.lease):
-                wave = []
-            moved = queue.hand_over(self.lease, wave, now)
-            self._count_clean(results, now)
-        self.held_until = now + self.settings.lease
-        self.ledger.written(results)
+        settled = []
+        for result in results:
+            claimed = self.noted[result.reference].claimed
+            settlement = self._settlement(claimed, result.outcome, now)
+            settled.append((claimed, result.outcome, settlement))
+        trouble = Ledger.trouble(results)
+        if Ledger.any_accepted(results):
+            self.is_on_probation = False
+        if not self._hold_lease(now) or trouble is not None:
+            wave = ()
+        has_recovered = self.state is not None and self.state.failures > 0
+        with contextlib.ExitStack() as stack:
+            if trouble is not None or has_recovered:
+                stack.enter_context(transaction.atomic())
+            if trouble is not None and self._needs_silence(trouble, results, now):
+                limits.pause(self.alias, trouble, now)
+            elif self.state is not None and has_recovered and Ledger.any_accepted(results):
+                limits.works_again(self.state)
+                self.state.failures = 0
+            moved = queue.record_and_hand_over(self.lease, settled, unsent, wave, now)
+        self.has_missed = len(moved) < len(wave)
         if self.recorder is not None:
             self.recorder.committed(result.reference for result in results)
+        if trouble is None:
+            accepted = sum(isinstance(result.outcome, Accepted) for result in results)
+            self.went_well += accepted if accepted == len(results) else 0
         return set(moved)
 
     def _needs_silence(
@@ -412,15 +536,15 @@ class Worker:
             return True
         if not any(slots.asks_for_less(result.outcome) for result in results):
             return True
-        self.asked_for_less, self.counted_at = True, float("-inf")
+        self.asked_for_less, self.count_at = True, float("-inf")
         if slots.fewer(self.connections, now) is slots.Cut.IN_VAIN:
             return True
         return trouble.throttle is not Throttle.SLOW or self.is_on_probation
 
-    def _count_clean(self, results: Sequence[Result], now: datetime) -> None:
-        accepted = sum(isinstance(result.outcome, Accepted) for result in results)
-        if self.connections is not None and accepted == len(results) > 0:
-            slots.went_well(self.connections, accepted, now)
+    def _tell_what_went_well(self) -> None:
+        letters, self.went_well = self.went_well, 0
+        if self.connections is not None and letters:
+            slots.went_well(self.connections, letters, self.clock())
 
     def _settlement(self, claimed: Claimed, outcome: Outcome, now: datetime) -> Settlement:
         return settle(
@@ -449,6 +573,14 @@ class Worker:
         slots.give_back(self.lease.claim_key)
         if not queue.holds(self.lease.claim_key):
             leases.give_back(self.lease)
+
+    def _hold_lease(self, now: datetime) -> bool:
+        """Whether the lease is ours; asked anew from time to time, and after a row that should have
+        been ours was not. Every row is fenced by the claim key, so no wave needs to ask."""
+        is_recent = (
+            self.held_until is not None and self.held_until - now > self.settings.lease * 5 / 6
+        )
+        return (is_recent and not self.has_missed) or self._renew()
 
     def _renew(self) -> bool:
         assert self.lease is not None
@@ -484,9 +616,3 @@ class Worker:
             yield
         finally:
             loop.remove_signal_handler(signal.SIGTERM)
-
-
-def waves(messages: Sequence[OutgoingMessage], size: int) -> Iterator[Sequence[OutgoingMessage]]:
-    """The messages in groups of ``size``: one commit each."""
-    for start in range(0, len(messages), size):
-        yield messages[start : start + size]

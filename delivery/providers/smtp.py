@@ -58,6 +58,10 @@ DATA_TIMEOUT = 120.0
 FINAL_DOT_TIMEOUT = 600.0
 QUIT_TIMEOUT = 2.0
 
+# On one connection: a letter whose answer is awaited, the commands of the next one behind it, and
+# a third, so that its commands can leave with the second: one write and one read for each letter.
+LETTERS_AT_ONCE = 3
+
 _LOST = (SMTPServerDisconnected, SMTPTimeoutError, SMTPConnectError, OSError, TimeoutError)
 _PHASES = {
     Step.RSET: Phase.MAIL,
@@ -77,9 +81,10 @@ class SMTPProvider:
     ``security``: "starttls" (required, never "if offered"), "tls" (implicit, port 465) or "none".
     Certificates are verified against the system's authorities, or those of ``ca_file``.
     ``connections`` are kept open in each worker process, each for ``letters_per_connection``
-    letters or ``seconds_per_connection`` seconds; ``concurrency`` is twice their number, for the
-    commands of a second letter may stand behind the first (RFC 2920). ``chunking``: BDAT instead
-    of DATA where the server announces both (RFC 3030). ``local_hostname`` is what EHLO says.
+    letters or ``seconds_per_connection`` seconds; ``concurrency`` is three times their number: the
+    commands of the next letter stand behind the one on the wire (RFC 2920), and a third is ready.
+    ``chunking``: BDAT instead of DATA where the server announces both (RFC 3030).
+    ``local_hostname`` is what EHLO says.
     ``identity``: the keywords of MicrosoftIdentity; then the login is AUTH XOAUTH2 as ``username``
     and there is no password. ``speaker``: "submission" for a server that takes letters for all
     readers; "reader" when it is itself the readers' server, so that its refusals speak of them.
@@ -124,7 +129,7 @@ class SMTPProvider:
         self.chunking = chunking
         self.speaker = Speaker(speaker)
         self.connections = connections
-        self.concurrency = 2 * connections
+        self.concurrency = LETTERS_AT_ONCE * connections
         self._tls = ssl.create_default_context(cafile=ca_file) if security != "none" else None
         self.note_final_dot: Callable[[int], None] = lambda reference: None
         self._gate: Gate = OpenGate()
@@ -195,7 +200,7 @@ class SMTPProvider:
             place = Connection(self)
             self._places.append(place)
             self._idle.insert(0, place)
-        self.concurrency = 2 * len(self._places)
+        self.concurrency = LETTERS_AT_ONCE * len(self._places)
         return len(self._places)
 
     async def close(self) -> None:
@@ -211,15 +216,16 @@ class SMTPProvider:
         while self._offered:
             connection = self._offered.popleft()
             connection.is_offered = False
-            if connection.load == 1 and connection.has_room:
-                connection.load = 2
+            if 0 < connection.load < LETTERS_AT_ONCE and connection.has_room:
+                connection.load += 1
+                self._offer(connection)
                 return connection
         return None
 
     def _offer(self, connection: Connection) -> None:
         if connection.load == 0:
             self._idle.append(connection)
-        elif connection.load == 1 and not connection.is_offered:
+        elif connection.load < LETTERS_AT_ONCE and not connection.is_offered:
             connection.is_offered = True
             self._offered.append(connection)
 
@@ -237,8 +243,7 @@ class SMTPProvider:
 
 
 class Connection:
-    """One place for a connection, and what becomes of letters on it. Two letters may use it at a
-    time: one whose answer is awaited, and one whose commands stand behind it."""
+    """One place for a connection, and what becomes of letters on it, LETTERS_AT_ONCE at a time."""
 
     def __init__(self, provider: SMTPProvider) -> None:
         self.provider = provider
@@ -247,7 +252,7 @@ class Connection:
         self.letters = 0
         self.connected_at = 0.0
         self.says_size = False
-        # Letters that have this connection now, and whether it is offered to a second one.
+        # Letters that have this connection now, and whether it is offered to one more.
         self.load = 0
         self.is_offered = False
         self._connecting = asyncio.Lock()
@@ -281,7 +286,7 @@ class Connection:
 
     @property
     def has_room(self) -> bool:
-        """Whether a second letter may queue up behind the one that is here."""
+        """Whether one more letter may queue up behind those that are here."""
         return self.protocol is None or self._is_fresh()
 
     def _is_fresh(self) -> bool:

@@ -85,7 +85,8 @@ class Letter:
 
 
 class LetterProtocol(SMTPProtocol):
-    """aiosmtplib's protocol, with whole letters. Up to two may be submitted at a time."""
+    """aiosmtplib's protocol, with whole letters. Any number may be submitted; they leave in order,
+    one and the commands of the next at a time."""
 
     def __init__(
         self,
@@ -104,7 +105,7 @@ class LetterProtocol(SMTPProtocol):
         # False: no further letter may be given to this connection.
         self.is_usable = True
         self._expected: deque[tuple[Step, Letter]] = deque()
-        self._ahead: Letter | None = None  # submitted, and not a command of it written
+        self._ahead: deque[Letter] = deque()  # submitted, and not a command of them written
         self._unread = b""
         self._lines: list[bytes] = []  # of a reply that is not complete
         self._must_reset = False
@@ -125,14 +126,13 @@ class LetterProtocol(SMTPProtocol):
         elif self.pipelining and self._expected[-1][0] is Step.LETTER:
             self._begin(letter, b"")
         else:
-            assert self._ahead is None
-            self._ahead = letter
+            self._ahead.append(letter)
         return letter.answer
 
     @property
     def is_idle(self) -> bool:
         """Whether no letter is under way."""
-        return not self._expected and self._ahead is None
+        return not self._expected and not self._ahead
 
     def abort(self, reason: str) -> None:
         """Ends the connection at once; what is under way is lost."""
@@ -166,13 +166,9 @@ class LetterProtocol(SMTPProtocol):
         else:
             octets = dotted(letter.content)
         self._expected.append((Step.LETTER, letter))
-        ahead, self._ahead = self._ahead, None
-        if ahead is None:
-            self.write(octets)
-        elif self.pipelining:
-            self._begin(ahead, octets)
+        if self._ahead and self.pipelining:
+            self._begin(self._ahead.popleft(), octets)
         else:
-            self._ahead = ahead
             self.write(octets)
 
     # ------------------------------------------------------------------ replies
@@ -290,12 +286,14 @@ class LetterProtocol(SMTPProtocol):
         elif answer.code < 400 and not (answer.step is Step.LETTER and answer.in_step):
             self.abort("The replies are out of step")
             return
-        if self._ahead is not None and not self._expected:
-            ahead, self._ahead = self._ahead, None
-            if self.is_usable:
-                self._begin(ahead, b"")
-            else:
-                self._fail(ahead, Step.MAIL, "The connection ended before the letter began")
+        if self._expected or not self._ahead:
+            return
+        if self.is_usable:
+            self._begin(self._ahead.popleft(), b"")
+            return
+        ahead, self._ahead = self._ahead, deque()
+        for letter in ahead:
+            self._fail(letter, Step.MAIL, "The connection ended before the letter began")
 
     # ------------------------------------------------------------------ the end, and the time
 
@@ -314,7 +312,7 @@ class LetterProtocol(SMTPProtocol):
             self._timer.cancel()
             self._timer = None
         expected, self._expected = self._expected, deque()
-        ahead, self._ahead = self._ahead, None
+        ahead, self._ahead = self._ahead, deque()
         for step, letter in expected:
             if letter.answer.done():
                 continue
@@ -322,8 +320,8 @@ class LetterProtocol(SMTPProtocol):
                 letter.answer.set_result(letter.refusal)
             else:
                 self._fail(letter, Step.MAIL if step is Step.RSET else step, reason)
-        if ahead is not None:
-            self._fail(ahead, Step.MAIL, reason)
+        for letter in ahead:
+            self._fail(letter, Step.MAIL, reason)
 
     def _fail(self, letter: Letter, step: Step, reason: str) -> None:
         if not letter.answer.done():

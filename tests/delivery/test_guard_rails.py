@@ -140,9 +140,15 @@ def test_scattered_refusals_stop_nothing_and_suppress_once_they_are_no_burst(mai
 
 
 def take_one_batch(clock):
-    """A worker that stops after its first batch."""
+    """A worker that is told to stop while its first letters are on their way."""
     worker = make_worker(clock)
-    worker.stopping.set()
+    send = worker.provider.send
+
+    async def send_and_stop(message):
+        worker.stopping.set()
+        return await send(message)
+
+    worker.provider.send = send_and_stop
     asyncio.run(worker.run_slice())
 
 
