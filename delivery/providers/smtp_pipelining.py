@@ -192,13 +192,23 @@ class LetterProtocol(SMTPProtocol):
             if not self._expected:
                 self.is_usable = False
                 break
+            step = self._expected[0][0]
             if not self._reply(line):
                 return
+            if step is Step.LETTER and begin < len(data):
+                # Its sender hears of this answer before the next letter leaves: else a process
+                # killed between the two would leave two letters of one connection in doubt.
+                self._loop.call_soon(self._read_on)
+                break
         self._unread = data[begin:]
         if len(self._unread) + sum(map(len, self._lines)) > MAX_RESPONSE_LENGTH:
             self.abort("Response too long")
         elif self._expected:
             self._watch_the_time()
+
+    def _read_on(self) -> None:
+        if self._unread:
+            self.data_received(b"")
 
     def _reply(self, line: bytes) -> bool:
         """A complete reply, of which ``line`` is the last line; False when all is over."""

@@ -307,3 +307,51 @@ def test_a_reply_that_is_no_reply_ends_the_connection():
 def test_a_wrong_option_is_refused_before_anything_is_opened(options):
     with pytest.raises((ValueError, OSError)):
         SMTPProvider(**({"host": "localhost"} | options))
+
+
+async def answer_all_that_is_there(reader, writer):
+    """An SMTP server that reads whatever has arrived and answers all of it in one segment."""
+    writer.write(b"220 test\r\n")
+    in_letter = False
+    while data := await reader.read(65536):
+        answers = []
+        for line in data.splitlines():
+            if in_letter:
+                if line == b".":
+                    in_letter = False
+                    answers.append(b"250 Taken\r\n")
+            elif line.startswith(b"EHLO"):
+                answers.append(b"250-test\r\n250 PIPELINING\r\n")
+            elif line == b"DATA":
+                in_letter = True
+                answers.append(b"354 Go on\r\n")
+            elif line:
+                answers.append(b"221 Bye\r\n" if line == b"QUIT" else b"250 OK\r\n")
+        writer.write(b"".join(answers))
+    writer.close()
+
+
+def test_no_letter_leaves_before_the_answer_to_the_one_ahead_of_it_is_known():
+    """Even when that answer and the 354 to the next one arrive together: a process killed between
+    the two would leave two letters of one connection in doubt."""
+    events = []
+
+    async def run():
+        server = await asyncio.start_server(answer_all_that_is_there, "127.0.0.1", 0)
+        host, port = server.sockets[0].getsockname()
+        provider = SMTPProvider(
+            host, port, security="none", connections=1, local_hostname="client.test"
+        )
+        provider.watch(lambda number: events.append(("final dot", number)))
+
+        async def send_one(number):
+            assert isinstance(await provider.send(letter(number)), Accepted)
+            events.append(("answer", number))
+
+        await provider.open()
+        await asyncio.gather(*(send_one(number) for number in range(20)))
+        await provider.close()
+        server.close()
+
+    asyncio.run(run())
+    assert events == [(what, number) for number in range(20) for what in ("final dot", "answer")]
