@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from datetime import UTC, datetime
 
 import pytest
@@ -14,6 +15,13 @@ from tests.browser import chromium as chromium  # a fixture for whoever asks for
 def now() -> datetime:
     """A fixed moment: a Saturday morning."""
     return datetime(2026, 11, 21, 10, 0, tzinfo=UTC)
+
+
+def pytest_configure() -> None:
+    """A shell starts what it puts into the background with Ctrl-C ignored, and the programs that
+    these tests interrupt would inherit it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -18,7 +18,7 @@ from django.utils.html import escape
 from campaigns.models import CampaignTotals
 from delivery import limits, listing, mailboxes, slots
 from delivery.clocks import database_now
-from delivery.composing import compose
+from delivery.composing import compose, letters_of
 from delivery.conf import delivery_settings
 from delivery.listing import DeliveryPaginator, Selection
 from delivery.models import Delivery, ProviderState
@@ -278,7 +278,7 @@ def test_the_envelope_shown_is_the_one_that_was_sent(
         list_name="Weekly",
         list_label="weekly",
     )
-    (message,), _ = compose([claimed], now)
+    message = compose(claimed, letters_of([claimed]), now)
     html = text(page(admin_client, "admin:delivery_delivery_change", letter.pk))
     assert escape(message.message_id) in html
     assert escape(message.envelope.mail_from) in html
