@@ -89,6 +89,7 @@ def real_settings(settings, tmp_path, monkeypatch):
     """What the cluster's processes read from the environment, for the coordinator in this one."""
     settings.DELIVERY = {
         "WORKERS": WORKERS,
+        "GUARD_RAILS": {"UNCONFIRMED": None},
         "RETURN_PATH": "bounce+{token}@bounces.example.org",
         "RECORDERS": tmp_path / "recorders",
         "PROVIDERS": {"default": {"BACKEND": "delivery.providers.memory.MemoryProvider"}},
@@ -111,7 +112,7 @@ def test_whatever_is_killed_nothing_is_lost_or_doubled(tmp_path, seed, real_sett
             os.environ
             | {
                 "DATABASE_URL": database_url(),
-                "DJANGO_SETTINGS_MODULE": "config.settings",
+                "DJANGO_SETTINGS_MODULE": "tests.end_to_end.soak_settings",
                 # The coordinator in this process signs tasks for it.
                 "SECRET_KEY": settings.SECRET_KEY,
                 "PENNYPOST_VAR": str(tmp_path),
