@@ -18,8 +18,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from django.conf import settings
 from django.utils import timezone
+from django_q.conf import Conf
 
 from campaigns.models import Campaign, MailingList
 from delivery import tasks
@@ -35,6 +35,7 @@ SEEDS = range(20) if LONG else range(3)
 LETTERS, KILLS = (20_000, 10) if LONG else (1_500, 4)
 WORKERS, CONNECTIONS = 4, 5
 PATIENCE = 1_200 if LONG else 240  # seconds until a run has failed
+SECRET_KEY = "the-key-of-a-test-and-of-nothing-else-in-the-world"
 
 
 class Cluster:
@@ -95,6 +96,8 @@ def real_settings(settings, tmp_path, monkeypatch):
         "PROVIDERS": {"default": {"BACKEND": "delivery.providers.memory.MemoryProvider"}},
     }
     monkeypatch.setenv("PENNYPOST_VAR", str(tmp_path))
+    # Tasks are signed: the cluster takes none from a stranger.
+    monkeypatch.setattr(Conf, "SECRET_KEY", SECRET_KEY)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -113,8 +116,7 @@ def test_whatever_is_killed_nothing_is_lost_or_doubled(tmp_path, seed, real_sett
             | {
                 "DATABASE_URL": database_url(),
                 "DJANGO_SETTINGS_MODULE": "tests.end_to_end.soak_settings",
-                # The coordinator in this process signs tasks for it.
-                "SECRET_KEY": settings.SECRET_KEY,
+                "SECRET_KEY": SECRET_KEY,
                 "PENNYPOST_VAR": str(tmp_path),
                 "DELIVERY_WORKERS": str(WORKERS),
                 "Q_WORKERS": str(WORKERS + 2),
