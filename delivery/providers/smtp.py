@@ -400,7 +400,7 @@ class Connection:
             # The usual end of a connection that had its share of letters; if the server is
             # really closed, a new connection will be told so.
             return None
-        return classify(reply)
+        return classify(reply, message.envelope.rcpt_to)
 
     # ------------------------------------------------------------------ the end
 

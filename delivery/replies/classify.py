@@ -16,7 +16,7 @@ from delivery.outcomes import (
     Throttle,
     Unavailable,
 )
-from delivery.replies.rules import Rule, Verdict
+from delivery.replies.rules import Rule, Verdict, names_a_route
 from delivery.replies.table import RULES
 from delivery.replies.wishes import wish
 from delivery.status_codes import EnhancedStatus
@@ -43,21 +43,21 @@ class Classifier:
         self._candidates = lru_cache(maxsize=_REMEMBERED)(self._find_candidates)
 
     def _find_candidates(
-        self, phase: Phase, speaker: Speaker, code: int | None, enhanced: str
+        self, phase: Phase, speaker: Speaker, code: int | None, enhanced: str, to_a_route: bool
     ) -> tuple[Rule, ...]:
         found = []
         for rule in self.rules:
-            if rule.may_fit(phase, speaker, code, enhanced):
+            if rule.may_fit(phase, speaker, code, enhanced, to_a_route):
                 found.append(rule)
                 if rule.pattern is None:
                     break  # it fits whatever the text: the rest is never asked
         return tuple(found)
 
-    def rule_for(self, reply: Reply) -> Rule:
+    def rule_for(self, reply: Reply, rcpt_to: str = "") -> Rule:
         """The first rule that fits. There always is one: the last fits everything."""
-        return self._rule_for(reply, one_line(reply.text))
+        return self._rule_for(reply, one_line(reply.text), rcpt_to)
 
-    def _rule_for(self, reply: Reply, text: str) -> Rule:
+    def _rule_for(self, reply: Reply, text: str, rcpt_to: str) -> Rule:
         enhanced = reply.enhanced
         speaker = reply.speaker
         if reply.phase in _QUOTABLE and _QUOTES.search(text):
@@ -65,17 +65,21 @@ class Classifier:
             if enhanced is None and (quoted := _QUOTED.search(text)):
                 enhanced = EnhancedStatus.leading(text[quoted.end() :])
         candidates = self._candidates(
-            reply.phase, speaker, reply.code, str(enhanced) if enhanced else ""
+            reply.phase,
+            speaker,
+            reply.code,
+            str(enhanced) if enhanced else "",
+            names_a_route(rcpt_to),
         )
         return next(
             rule for rule in candidates if rule.pattern is None or rule.pattern.search(text)
         )
 
-    def classify(self, reply: Reply) -> Outcome:
-        """What a refusal before acceptance means. Never Accepted or Unconfirmed: a provider decides
-        those by what it wrote and read, not by a text."""
+    def classify(self, reply: Reply, rcpt_to: str = "") -> Outcome:
+        """What a refusal before acceptance means, of a letter to ``rcpt_to``. Never Accepted or
+        Unconfirmed: a provider decides those by what it wrote and read, not by a text."""
         text = one_line(reply.text)
-        rule = self._rule_for(reply, text)
+        rule = self._rule_for(reply, text, rcpt_to)
         wait = wish(text) if reply.code is not None else None
         if wait is None:
             wait = rule.wait
@@ -122,11 +126,12 @@ def put_before(rules: Iterable[Rule]) -> None:
     _in_force = Classifier((*rules, *RULES)) if rules else _OUR_OWN
 
 
-def classify(reply: Reply) -> Outcome:
-    """What a refusal means, by the operator's rules and then by ours."""
-    return _in_force.classify(reply)
+def classify(reply: Reply, rcpt_to: str = "") -> Outcome:
+    """What a refusal means, by the operator's rules and then by ours; ``rcpt_to`` where it is about
+    one letter."""
+    return _in_force.classify(reply, rcpt_to)
 
 
-def rule_for(reply: Reply) -> Rule:
+def rule_for(reply: Reply, rcpt_to: str = "") -> Rule:
     """The rule that decides about a refusal."""
-    return _in_force.rule_for(reply)
+    return _in_force.rule_for(reply, rcpt_to)

@@ -13,6 +13,13 @@ from delivery.outcomes import Phase, Speaker
 NO_CODE = "none"
 
 
+def names_a_route(address: str) -> bool:
+    """Whether a server may read a second address in this one: "ada%example.net@example.org" and
+    "example.net!ada@example.org" once meant "send it on from there" (RFC 1123 section 5.2.16)."""
+    local_part = address.rpartition("@")[0]
+    return "%" in local_part or "!" in local_part
+
+
 class Verdict(StrEnum):
     """Whose trouble it is, and what follows."""
 
@@ -35,7 +42,7 @@ class Rule:
     means that there was no reply, and no other rule fits then. ``text`` is searched without regard
     to case in the reply as one line. ``wait`` is ours; the far side's own wish goes before it.
     ``is_default``: knows nothing but the class of the code; what it decides is listed as
-    unclassified.
+    unclassified. ``to_a_route``: only about addresses that name_a_route().
     """
 
     name: str
@@ -48,6 +55,7 @@ class Rule:
     text: str = ""
     wait: timedelta | None = None
     is_default: bool = False
+    to_a_route: bool = False
     pattern: re.Pattern[str] | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -55,12 +63,15 @@ class Rule:
         flags = re.NOFLAG if self.text == self.text.lower() else re.IGNORECASE
         object.__setattr__(self, "pattern", re.compile(self.text, flags) if self.text else None)
 
-    def may_fit(self, phase: Phase, speaker: Speaker, code: int | None, enhanced: str) -> bool:
+    def may_fit(
+        self, phase: Phase, speaker: Speaker, code: int | None, enhanced: str, to_a_route: bool
+    ) -> bool:
         """Whether all but the text fits."""
         if (code is None) != (self.code == NO_CODE):
             return False
         return (
-            (self.phases is None or phase in self.phases)
+            (to_a_route or not self.to_a_route)
+            and (self.phases is None or phase in self.phases)
             and (self.speaker is None or speaker is self.speaker)
             and (not self.code or code is None or re.fullmatch(self.code, str(code)) is not None)
             and (not self.enhanced or re.fullmatch(self.enhanced, enhanced) is not None)

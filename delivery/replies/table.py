@@ -62,6 +62,12 @@ NOBODY = (
     r"|recipient rejected|address rejected"
 )
 
+RELAYING_DENIED = (
+    r"relay(ing)? (access )?(is )?(denied|not (permitted|allowed)|prohibited)|unable to relay"
+    r"|(cannot|can.t|will not|won.t|do not|don.t) relay|no relaying|not an? (open|mail) relay"
+    r"|list of allowed rcpthosts|not (permitted|allowed) to relay"
+)
+
 RULES: tuple[Rule, ...] = (
     # ================================================================ no reply: our own words
     Rule(
@@ -281,16 +287,21 @@ RULES: tuple[Rule, ...] = (
     ),
     # ================================================================ the relay and us
     Rule(
+        # Or any reader could stop us by the address that she subscribes with. Neither is she
+        # refused for it: when it is the relay after all, the next letter to anybody stops it.
+        "relaying denied, to a route", Verdict.DEFER, "RFC 1123 section 5.2.16; Sendmail, Exim",
+        phases=RCPT, speaker=OURS, code="[45]..", to_a_route=True, text=RELAYING_DENIED,
+        wait=hours(1),
+    ),
+    Rule(
         "relaying denied", Verdict.STOP, "Postfix, Exim, Gmail 5.7.0; Exchange 5.7.54, 5.7.64",
         phases=LETTER, speaker=OURS, code="[45]..",
-        text=r"relay(ing)? (access )?(denied|not (permitted|allowed)|prohibited)|unable to relay"
-        r"|(cannot|can.t|will not|won.t) relay|tenantattribution|credentials for relay"
-        r"|not permitted to relay|not authori[sz]ed to send e?-?mail directly",
+        text=RELAYING_DENIED + r"|tenantattribution|credentials for relay"
+        r"|not authori[sz]ed to send e?-?mail directly",
     ),
     Rule(
         "relaying denied there", Verdict.REJECT, "sisimai: a domain whose MX does not know it",
-        phases=RECIPIENT, speaker=THEIRS, code="5..",
-        text=r"relay(ing)? (access )?(denied|not (permitted|allowed)|prohibited)|unable to relay",
+        phases=RECIPIENT, speaker=THEIRS, code="5..", text=RELAYING_DENIED,
     ),
     Rule(
         "our client refused", Verdict.STOP, "Postfix: client host rejected; access by a person",

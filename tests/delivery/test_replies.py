@@ -42,9 +42,9 @@ OURS, THEIRS = Speaker.SUBMISSION, Speaker.READER
 GROUP = {Verdict.SLOW, Verdict.PAUSE, Verdict.BLOCKED}
 
 
-def verdict(reply: Reply) -> Verdict:
+def verdict(reply: Reply, rcpt_to: str = "") -> Verdict:
     """What an outcome says, read from the outcome and not from the rule."""
-    match classify(reply):
+    match classify(reply, rcpt_to):
         case Rejected(address_is_bad=True):
             return Verdict.BAD_ADDRESS
         case Rejected():
@@ -72,7 +72,7 @@ def said(phase: Phase, text: str, speaker: Speaker = OURS) -> Verdict:
     return verdict(Reply(phase, int(code), rest, speaker))
 
 
-def texts() -> list[tuple[Reply, Verdict, str]]:
+def texts() -> list[tuple[Reply, Verdict, str, str]]:
     with TEXTS.open(encoding="utf-8") as file:
         return [
             (
@@ -84,6 +84,7 @@ def texts() -> list[tuple[Reply, Verdict, str]]:
                 ),
                 Verdict(row["verdict"]),
                 row["rule"],
+                row["rcpt_to"] or "",
             )
             for row in csv.DictReader(file, delimiter="|", quoting=csv.QUOTE_NONE)
         ]
@@ -93,18 +94,18 @@ def texts() -> list[tuple[Reply, Verdict, str]]:
 
 
 @pytest.mark.parametrize(
-    ("reply", "expected", "rule"),
+    ("reply", "expected", "rule", "rcpt_to"),
     texts(),
     ids=lambda value: str(value)[:60] if isinstance(value, Reply) else None,
 )
-def test_a_reply_is_whose_trouble_the_table_says(reply, expected, rule):
-    assert rule_for(reply).name == rule
-    assert verdict(reply) is expected
-    assert classify(reply).reply is reply
+def test_a_reply_is_whose_trouble_the_table_says(reply, expected, rule, rcpt_to):
+    assert rule_for(reply, rcpt_to).name == rule
+    assert verdict(reply, rcpt_to) is expected
+    assert classify(reply, rcpt_to).reply is reply
 
 
 def test_every_rule_decides_about_at_least_one_text():
-    decided = Counter(rule for _reply, _verdict, rule in texts())
+    decided = Counter(rule for _reply, _verdict, rule, _to in texts())
     assert [rule.name for rule in RULES if not decided[rule.name]] == []
     assert len(texts()) >= 120
 
@@ -143,7 +144,7 @@ def test_what_our_own_server_says_never_slows_a_group_of_readers():
     """A submission server's rate or block is one for all readers alike."""
     ours = [rule for rule in RULES if rule.verdict in GROUP]
     assert {rule.speaker for rule in ours if not rule.is_default} == {THEIRS}
-    for reply, expected, _rule in texts():
+    for reply, expected, _rule, _to in texts():
         if reply.speaker is OURS:
             assert expected not in GROUP, reply
 
@@ -151,9 +152,9 @@ def test_what_our_own_server_says_never_slows_a_group_of_readers():
 def test_the_providers_trouble_uses_no_attempt_and_marks_no_reader(now):
     policy = RetryPolicy([timedelta(minutes=5)], 10, timedelta(hours=24))
     ours = {Verdict.BUSY, Verdict.UNAVAILABLE, Verdict.STOP}
-    for reply, expected, _rule in texts():
+    for reply, expected, _rule, to in texts():
         settled = settle(
-            classify(reply), attempts=0, queued_at=now, now=now, policy=policy, dice=Random(1)
+            classify(reply, to), attempts=0, queued_at=now, now=now, policy=policy, dice=Random(1)
         )
         assert settled.used_an_attempt is (expected not in ours), reply
         assert settled.suppress is (expected is Verdict.BAD_ADDRESS), reply
@@ -190,6 +191,15 @@ def test_554_5_7_1_is_a_relay_that_does_not_know_us_or_a_readers_broken_mx():
     text = "554 5.7.1 <reader@example.org>: Relay access denied"
     assert said(Phase.RCPT, text, OURS) is Verdict.STOP
     assert said(Phase.RCPT, text, THEIRS) is Verdict.REJECT
+
+
+@pytest.mark.parametrize("local_part", ["ada%example.net", "example.net!ada"])
+def test_a_reader_cannot_stop_a_provider_by_an_address_that_names_a_route(local_part):
+    """Servers refuse to relay to what they read in it. Nor is the reader refused: it may be us."""
+    refusal = Reply(Phase.RCPT, 550, "5.7.1 Relaying denied")
+    assert verdict(refusal, f"{local_part}@example.org") is Verdict.DEFER
+    assert verdict(refusal, "ada@example.org") is Verdict.STOP
+    assert verdict(Reply(Phase.MAIL, 550, "5.7.1 Relaying denied")) is Verdict.STOP
 
 
 def test_554_5_7_1_is_our_listed_host_or_a_listed_link_in_the_letter():

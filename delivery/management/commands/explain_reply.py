@@ -21,13 +21,16 @@ class Command(BaseCommand):
             "--speaker", default="submission", choices=[speaker.value for speaker in Speaker]
         )
 
+        parser.add_argument("--rcpt-to", default="", help="The reader's address")
+
     def handle(self, *args: Any, **options: Any) -> None:
         code, _space, text = options["reply"].strip().partition(" ")
         if not (code.isdecimal() and len(code) == 3):
             raise CommandError('A reply begins with its code: "550 5.7.1 Not here".')
         delivery_settings()
         reply = Reply.of(Phase(options["phase"]), int(code), text, Speaker(options["speaker"]))
-        rule, outcome = rule_for(reply), classify(reply)
+        to = options["rcpt_to"]
+        rule, outcome = rule_for(reply, to), classify(reply, to)
         wait = "none, it is final"
         if isinstance(outcome, Deferred | Unavailable):
             wait = str(outcome.retry_after or "by the schedule")
