@@ -695,7 +695,7 @@ def take_back(ids: Sequence[int], due_at: datetime, now: datetime) -> list[int]:
                 " attempts = CASE WHEN attempts > 0 THEN attempts - 1 ELSE 0 END",
                 [_S.QUEUED, due_at, now],
                 f"status = %s AND {_among('id', ids)}",
-                [source, *ids],
+                [source],
             )
             tally.moved(rows, source, _S.QUEUED)
             moved += [row[0] for row in rows]

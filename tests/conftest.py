@@ -7,6 +7,7 @@ import signal
 from datetime import UTC, datetime
 
 import pytest
+from django.conf import settings
 
 from tests.browser import chromium as chromium  # a fixture for whoever asks for it
 
@@ -22,6 +23,9 @@ def pytest_configure() -> None:
     these tests interrupt would inherit it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A password is hashed for half a second, so that nobody can try many. Each test of an admin
+    # page makes a user.
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
