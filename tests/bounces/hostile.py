@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import gzip
+import io
+import zipfile
 
 HEAD = b"From: MAILER-DAEMON@evil.example\nSubject: boom\nMIME-Version: 1.0\n"
 REPORT = b'Content-Type: multipart/report; report-type=delivery-status; boundary="b"\n\n'
@@ -21,6 +23,13 @@ def _nested(levels: int) -> bytes:
 
 def _nested_messages(levels: int) -> bytes:
     return HEAD + b"Content-Type: message/rfc822\n\n" * levels + b"hello\n"
+
+
+def zipped(content: bytes) -> bytes:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("report.txt", content)
+    return archive.getvalue()
 
 
 HOSTILE: dict[str, bytes] = {
@@ -60,6 +69,17 @@ HOSTILE: dict[str, bytes] = {
     "base64-of-a-bomb": HEAD + REPORT
     + b"--b\nContent-Type: message/delivery-status\nContent-Transfer-Encoding: base64\n\n"
     + base64.encodebytes(gzip.compress(b"Action: failed\n" * 1_000_000)) + b"--b--\n",
+    "attached-archives-of-zeros": HEAD
+    + b'Content-Type: multipart/mixed; boundary="b"\n\n'
+    + b"".join(
+        b"--b\nContent-Type: " + kind + b"\nContent-Transfer-Encoding: base64\n\n"
+        + base64.encodebytes(bomb)
+        for kind, bomb in (
+            (b"application/gzip; name=report.gz", gzip.compress(bytes(20_000_000))),
+            (b"application/zip; name=report.zip", zipped(bytes(20_000_000))),
+            (b"message/delivery-status", gzip.compress(bytes(20_000_000))),
+        )
+    ) + b"--b--\n",
     "broken-base64": HEAD + REPORT
     + b"--b\nContent-Type: message/delivery-status\nContent-Transfer-Encoding: base64\n\n"
     + b"=" * 1000 + b"A\n--b--\n",

@@ -3,7 +3,8 @@
     python -m tests.bounces.poller_process
 
 Reads commands from its input, a line each. "poll" forks a process that runs `manage.py
-poll_bounces` and answers with its id; "wait ID" waits for its end and answers with its status.
+poll_bounces` and answers with its id; "wait ID" waits for its end and answers with its status, and
+with the most octets that it or its own children held.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ def main() -> None:
                 poll()
             tell(pid)
         elif command == "wait":
-            tell(os.waitpid(int(argument), 0)[1])
+            _, status, used = os.wait4(int(argument), 0)
+            tell(status, used.ru_maxrss * 1024)
 
 
-def tell(number: int) -> None:
-    sys.stdout.write(f"{number}\n")
+def tell(*numbers: int) -> None:
+    sys.stdout.write(f"{' '.join(map(str, numbers))}\n")
     sys.stdout.flush()
 
 

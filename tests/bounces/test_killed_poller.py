@@ -40,7 +40,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 SOAK = bool(os.environ.get("PENNYPOST_SOAK"))
 SEEDS = {"maildir": 2, "imap": 1, "pop3": 1, "graph": 1}
-MAILS, KILLS = 120, 3
+MAILS, KILLS = 100, 2
 CASES = [(kind, seed) for kind, few in SEEDS.items() for seed in range(20 if SOAK else few)]
 
 
@@ -114,21 +114,26 @@ class Pollers:
     def __exit__(self, *error: object) -> None:
         self._process.communicate(timeout=60)
 
-    def _say(self, command: str) -> int:
+    def _say(self, command: str) -> list[int]:
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(f"{command}\n")
         self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        return [int(word) for word in self._process.stdout.readline().split()]
 
     def start(self) -> int:
         """Its process id; as if a dead predecessor's lease had run out."""
         MailboxState.objects.update(leased_until=None, lease_key="")
-        return self._say("poll")
+        return self._say("poll")[0]
 
     def wait(self, pid: int) -> int:
         """Its status at the end, as os.waitpid gives it."""
-        return self._say(f"wait {pid}")
+        return self.wait_and_weigh(pid)[0]
+
+    def wait_and_weigh(self, pid: int) -> tuple[int, int]:
+        """Its status, and the most octets that it or its children held."""
+        status, octets = self._say(f"wait {pid}")
+        return status, octets
 
 
 @pytest.mark.parametrize(("kind", "seed"), CASES)
