@@ -453,6 +453,7 @@ class ProviderStateAdmin(ReadOnlyAdmin):
                 (limit, limits.used(limit, timezone.now()))
                 for limit in (provider.limits if provider else ())
             ],
+            "pools": delivery_settings().names_of(state.alias)[1:],
             "connections": slots.view(state.alias, provider.connections if provider else None),
             "may_resume": self.has_resume_provider_permission(request)
             and silent_until(state) is None,

@@ -130,6 +130,17 @@ class DeliverySettings:
     # The operator's own rules of classification, before ours.
     reply_rules: tuple[Rule, ...] = ()
     providers: Mapping[str, ProviderSettings] = field(default_factory=dict)
+    # Names for several providers at once.
+    pools: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def names_of(self, alias: str) -> tuple[str, ...]:
+        """The names by which campaigns reach a provider: its own, and those of its pools."""
+        return (alias, *(name for name, members in self.pools.items() if alias in members))
+
+    def members_of(self, name: str) -> tuple[str, ...]:
+        """The providers through which a campaign of this name may be sent; none for a name that is
+        not in the settings."""
+        return self.pools.get(name, (name,) if name in self.providers else ())
 
     def workers_for(self, alias: str) -> int:
         """How many workers a provider may have at once, over all hosts."""
@@ -222,7 +233,9 @@ def read_settings(raw: Any) -> tuple[DeliverySettings, list[Problem]]:
     values["alerts"] = _alerts(raw.get("ALERTS", {}), problems)
     values["return_path"] = _return_path(raw.get("RETURN_PATH", ""), problems)
     values["reply_rules"] = _reply_rules(raw.get("REPLY_RULES", ()), problems)
-    values["providers"] = _providers(raw.get("PROVIDERS"), problems)
+    entries = raw.get("PROVIDERS")
+    values["providers"] = _providers(entries, problems)
+    values["pools"] = _pools(entries, values["providers"], problems)
     return DeliverySettings(**values), problems
 
 
@@ -368,6 +381,8 @@ def _providers(raw: Any, problems: list[Problem]) -> dict[str, ProviderSettings]
         )
     providers = {}
     for alias, entry in raw.items():
+        if _is_pool(entry):
+            continue
         if not isinstance(alias, str) or not alias or len(alias) > 60:
             problems.append(
                 Problem(15, f"{alias!r} cannot name a provider.", "A text of 1 to 60 characters.")
@@ -375,6 +390,36 @@ def _providers(raw: Any, problems: list[Problem]) -> dict[str, ProviderSettings]
         elif provider := _provider(alias, entry, problems):
             providers[alias] = provider
     return providers
+
+
+def _is_pool(entry: Any) -> bool:
+    return isinstance(entry, Mapping) and "POOL" in entry
+
+
+def _pools(
+    raw: Any, providers: Mapping[str, ProviderSettings], problems: list[Problem]
+) -> dict[str, tuple[str, ...]]:
+    """The pools; members that are no providers are left out."""
+    pools: dict[str, tuple[str, ...]] = {}
+    for name, entry in raw.items() if isinstance(raw, Mapping) else ():
+        if not _is_pool(entry):
+            continue
+        where, members = f"DELIVERY['PROVIDERS'][{name!r}]", entry["POOL"]
+        if not isinstance(name, str) or not 0 < len(name) <= 60:
+            problem = Problem(15, f"{name!r} cannot name a pool.", "A text of 1 to 60 characters.")
+            problems.append(problem)
+            continue
+        if set(entry) != {"POOL"} or not isinstance(members, (list, tuple)) or not members:
+            hint = '{"POOL": ["relay-a", "relay-b"]}, and nothing else: limits are its members\'.'
+            problems.append(Problem(64, f"{where} is no pool.", hint))
+            continue
+        known = [alias for alias in members if isinstance(alias, str) and alias in providers]
+        for alias in members:
+            if alias not in known or members.count(alias) > 1:
+                hint = "Each member is another provider of PROVIDERS, named once; never a pool."
+                problems.append(Problem(65, f"{where} cannot have the member {alias!r}.", hint))
+        pools[name] = tuple(dict.fromkeys(known))
+    return pools
 
 
 def _provider(alias: str, entry: Any, problems: list[Problem]) -> ProviderSettings | None:

@@ -152,9 +152,10 @@ def top_up(settings: DeliverySettings, now: datetime, start_workers: Start) -> N
     for alias, provider in settings.providers.items():
         if limits.closed_until(limits.state_of(alias), now) is not None:
             continue
-        due = [queue.next_due(queue.open_campaigns(alias), alias)]
+        names = settings.names_of(alias)
+        due = [queue.next_due(queue.open_campaigns(names), names)]
         if provider.can_confirm:
-            due.append(resolution.next_due(alias, now))
+            due.append(resolution.next_due(alias, names, now))
         if not any(moment is not None and moment <= now for moment in due):
             continue
         free = leases.free_places(alias, settings.workers_for(alias))

@@ -142,23 +142,32 @@ def queue_tests(
 # ---------------------------------------------------------------------------------- claiming
 
 
-def open_campaigns(provider: str) -> list[int]:
-    """The campaigns that may send through this provider now."""
+def open_campaigns(names: Sequence[str]) -> list[int]:
+    """The campaigns that may send now through a provider of these names."""
     return list(
-        Campaign.objects.filter(status=CampaignStatus.SENDING, provider=provider)
+        Campaign.objects.filter(status=CampaignStatus.SENDING, provider__in=names)
         .order_by("id")
         .values_list("pk", flat=True)
     )
 
 
-def claim(lease: Lease, campaign_ids: Sequence[int], wanted: int, now: datetime) -> list[Claimed]:
+def claim(
+    lease: Lease,
+    campaign_ids: Sequence[int],
+    wanted: int,
+    now: datetime,
+    names: Sequence[str] = (),
+) -> list[Claimed]:
     """Claims up to ``wanted`` due letters under this lease: test letters first, then the campaigns
     by their priority, with a fair share of each among equals. A reader who has meanwhile
     unsubscribed or was suppressed is SUPPRESSED by the same transaction that would have claimed
-    the letter.
+    the letter. ``names``: those by which test letters name the provider; its alias where none are
+    given.
     """
     with transaction.atomic():
-        rows = _lock_due(_OF_TESTS, [lease.provider], wanted, now)
+        names = names or [lease.provider]
+        of_tests = _OF_TESTS.format(names=", ".join(["%s"] * len(names)))
+        rows = _lock_due(of_tests, list(names), wanted, now)
         for equals in _by_priority(campaign_ids):
             left = len(equals)
             for campaign_id in equals:
@@ -214,7 +223,7 @@ _DUE = f"""
 _OF_A_CAMPAIGN = _DUE.format(which="d.campaign_id = %s AND NOT d.is_test")
 _OF_TESTS = _DUE.format(
     which="d.is_test AND d.campaign_id IN"
-    f" (SELECT c.id FROM {Campaign._meta.db_table} c WHERE c.provider = %s)"
+    f" (SELECT c.id FROM {Campaign._meta.db_table} c WHERE c.provider IN ({{names}}))"
 )
 
 
@@ -267,14 +276,15 @@ def _move_waiting(
         tally.add(campaign_id, is_test, status, target, count)
 
 
-def next_due(campaign_ids: Sequence[int], provider: str) -> datetime | None:
-    """When the next waiting letter of these campaigns, or test letter, is due; None without one."""
+def next_due(campaign_ids: Sequence[int], names: Sequence[str]) -> datetime | None:
+    """When the next waiting letter of these campaigns, or test letter for a provider of these
+    names, is due; None without one."""
     waiting = Delivery.objects.filter(status__in=[_S.QUEUED, _S.DEFERRED])
     moments = [
         waiting.filter(campaign_id=campaign_id, is_test=False).aggregate(due=Min("due_at"))["due"]
         for campaign_id in campaign_ids
     ]
-    tests = waiting.filter(is_test=True, campaign__provider=provider)
+    tests = waiting.filter(is_test=True, campaign__provider__in=names)
     moments.append(tests.aggregate(due=Min("due_at"))["due"])
     return min((moment for moment in moments if moment is not None), default=None)
 

@@ -45,7 +45,8 @@ def queue_test_letters(
         reader.pk if reader else None,
         timezone.now(),
     )
-    wake_workers(campaign.provider)
+    for alias in delivery_settings().members_of(campaign.provider):
+        wake_workers(alias)
     return queued
 
 
@@ -53,22 +54,25 @@ def queue_test_letters(
 def why_it_waits(sender: Any, campaign: Campaign, **kwargs: Any) -> str | None:
     """What a sending campaign is waiting for, in a sentence; None when nothing holds it up."""
     now = timezone.now()
-    if campaign.provider not in delivery_settings().providers:
+    members = delivery_settings().members_of(campaign.provider)
+    if not members:
         return _("The settings name no provider “%(alias)s”.") % {"alias": campaign.provider}
     if off := alerts.open_alerts().filter(kind=Alert.Kind.INSTALLATION).first():
         return f"{off.title}."
-    state = limits.state_of(campaign.provider)
+    # Of a pool the one that opens first: while any is open, none holds it up.
+    opening = {alias: limits.closed_until(limits.state_of(alias), now) for alias in members}
+    alias = min(members, key=lambda alias: opening[alias] or now)
+    state, closed_until = limits.state_of(alias), opening[alias]
     if state.stopped:
         return _("The provider is stopped until a person opens it again: %(because)s") % {
             "because": state.because
         }
-    closed_until = limits.closed_until(state, now)
     if closed_until is not None:
         return _("The provider is paused until %(until)s: %(because)s") % {
             "until": date_format(timezone.localtime(closed_until), "H:i:s"),
             "because": state.because,
         }
-    due = queue.next_due([campaign.pk], campaign.provider)
+    due = queue.next_due([campaign.pk], [campaign.provider])
     resend_at = coordinator.next_resend(campaign, delivery_settings().resend_after)
     if due is None and resend_at is not None and campaign.status == CampaignStatus.SENDING:
         return _("Letters in doubt are sent again at %(when)s, unless evidence comes.") % {

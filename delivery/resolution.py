@@ -83,10 +83,10 @@ def may_be_sent_again(settings: DeliverySettings) -> Q:
     return ~Q(provider__in=looking) | Q(due_at=NOTHING_FOUND)
 
 
-def next_due(alias: str, now: datetime) -> datetime | None:
+def next_due(alias: str, names: Sequence[str], now: datetime) -> datetime | None:
     """When the next look at a letter of this provider is due, and the provider open; None when
     none will be, or only a person can open it."""
-    moments = _open(alias, now).aggregate(look=Min("due_at"), doubt=Min("settled_at"))
+    moments = _open(alias, names, now).aggregate(look=Min("due_at"), doubt=Min("settled_at"))
     if moments["look"] is None:
         return None
     state = limits.state_of(alias)
@@ -97,13 +97,13 @@ def next_due(alias: str, now: datetime) -> datetime | None:
     return due
 
 
-def due_looks(alias: str, now: datetime, most: int = AT_ONCE) -> list[Doubt]:
+def due_looks(alias: str, names: Sequence[str], now: datetime, most: int = AT_ONCE) -> list[Doubt]:
     """Letters to look for now, the oldest first; none while the provider is closed: a look is a
     request too."""
     if limits.closed_until(limits.state_of(alias), now) is not None:
         return []
     rows = list(
-        _open(alias, now)
+        _open(alias, names, now)
         .filter(due_at__lte=now, settled_at__lte=now - LOOKS[0])
         .order_by("due_at", "id")
         .values_list("id", "campaign_id", "rcpt_to", "settled_at")[:most]
@@ -141,10 +141,11 @@ def _trouble_of(found: Outcome | None) -> Unavailable | None:
             return None
 
 
-def _open(alias: str, now: datetime) -> QuerySet[Delivery]:
-    """Letters in doubt at this provider whose looks are not over. By campaign, for the sake of the
-    index; test letters are looked for by whoever asked for them."""
-    campaigns = Campaign.objects.filter(provider=alias).exclude(
+def _open(alias: str, names: Sequence[str], now: datetime) -> QuerySet[Delivery]:
+    """Letters in doubt at this provider whose looks are not over: those that it had itself, whoever
+    else is in its pools. By campaign, for the sake of the index; test letters are looked for by
+    whoever asked for them."""
+    campaigns = Campaign.objects.filter(provider__in=names).exclude(
         Q(status__in=[CampaignStatus.DRAFT, CampaignStatus.SCHEDULED])
         | Q(status=CampaignStatus.FINISHED, finished_at__lt=now - AFTERWARDS)
     )
@@ -158,17 +159,22 @@ def _open(alias: str, now: datetime) -> QuerySet[Delivery]:
 
 
 async def look(
-    bridge: Bridge, provider: Confirms, alias: str, clock: Callable[[], datetime]
+    bridge: Bridge,
+    provider: Confirms,
+    alias: str,
+    names: Sequence[str],
+    clock: Callable[[], datetime],
 ) -> datetime | None:
     """All looks that are due now, by a worker of this provider; when the next one is due.
+    ``names``: those by which campaigns reach it.
 
     The worker's own provider looks, under the worker's lease: so a look takes none of the places
     for requests under way that belong to others.
     """
-    pending: Sequence[Doubt] = await bridge.call(due_looks, alias, clock())
+    pending: Sequence[Doubt] = await bridge.call(due_looks, alias, names, clock())
     for doubt in pending:
         found = await provider.confirm(doubt.message)
         logger.info("delivery.looked", extra={"delivery": doubt.id, "found": type(found).__name__})
         if not await bridge.call(record_look, alias, doubt, found, clock()):
             return None
-    return await bridge.call(next_due, alias, clock())
+    return await bridge.call(next_due, alias, names, clock())

@@ -130,6 +130,7 @@ class Worker:
     ) -> None:
         self.settings = settings
         self.alias = provider_settings.alias
+        self.names = settings.names_of(self.alias)
         self.limits = provider_settings.limits
         self.connections = slots.connections_of(settings, provider_settings, provider)
         self.count_at = float("-inf")
@@ -248,7 +249,7 @@ class Worker:
         """Looks for letters in doubt, where the provider can; when the next look is due."""
         if not isinstance(self.provider, Confirms):
             return None
-        return await resolution.look(bridge, self.provider, self.alias, self.clock)
+        return await resolution.look(bridge, self.provider, self.alias, self.names, self.clock)
 
     # ------------------------------------------------------------------ the letters in hand
 
@@ -452,10 +453,10 @@ class Worker:
         if not self._hold_lease(now):
             return Batch(lease_is_lost=True)
         self.state = limits.state_of(self.alias)
-        campaign_ids = queue.open_campaigns(self.alias)
+        campaign_ids = queue.open_campaigns(self.names)
         closed_until = limits.closed_until(self.state, now)
         if closed_until is not None:
-            due = queue.next_due(campaign_ids, self.alias)
+            due = queue.next_due(campaign_ids, self.names)
             return Batch(retry_at=closed_until if due is not None else None)
         if self.limits and (waits := self._nothing_due(campaign_ids, now)):
             return waits
@@ -466,7 +467,7 @@ class Worker:
             return Batch(retry_at=grant.retry_at)
         # Another order each time: the share that does not divide evenly goes round.
         self.dice.shuffle(campaign_ids)
-        claims = queue.claim(self.lease, campaign_ids, len(grant.not_before), now)
+        claims = queue.claim(self.lease, campaign_ids, len(grant.not_before), now, self.names)
         if not claims:
             limits.settle(grant, [])
             # Suppressed, or other workers were faster: look again at once.
@@ -475,7 +476,7 @@ class Worker:
 
     def _nothing_due(self, campaign_ids: Sequence[int], now: datetime) -> Batch | None:
         """An empty batch that says when a letter will be due; None when one is."""
-        due = queue.next_due(campaign_ids, self.alias)
+        due = queue.next_due(campaign_ids, self.names)
         return Batch(retry_at=due) if due is None or due > now else None
 
     def _start_recorder(self) -> None:

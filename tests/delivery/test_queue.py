@@ -119,7 +119,7 @@ def test_many_claimers_at_once_share_the_queue_without_overlap(mailing_list, clo
 def test_a_deferred_letter_is_not_claimed_before_it_is_due(campaign, lease, now):
     Delivery.objects.update(due_at=now + timedelta(minutes=5))
     assert claim(lease, campaign, 5, now) == []
-    assert queue.next_due([campaign.pk], "default") == now + timedelta(minutes=5)
+    assert queue.next_due([campaign.pk], ["default"]) == now + timedelta(minutes=5)
     assert len(claim(lease, campaign, 5, now + timedelta(minutes=5))) == 5
 
 
@@ -155,10 +155,10 @@ def test_a_higher_priority_goes_first_and_equals_share(mailing_list, campaign, c
     equal = make_campaign(mailing_list, clock(), name="Equal")
     Campaign.objects.filter(pk__in=[urgent.pk, equal.pk]).update(priority=10)
     coordinate(clock)
-    claims = queue.claim(lease, queue.open_campaigns("default"), 8, clock())
+    claims = queue.claim(lease, queue.open_campaigns(["default"]), 8, clock())
     assert sorted({claimed.campaign_id for claimed in claims}) == [urgent.pk, equal.pk]
     assert [c.campaign_id for c in claims].count(urgent.pk) == 4
-    rest = queue.claim(lease, queue.open_campaigns("default"), 30, clock())
+    rest = queue.claim(lease, queue.open_campaigns(["default"]), 30, clock())
     assert [c.campaign_id for c in rest].count(campaign.pk) == 12
 
 
