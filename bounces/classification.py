@@ -54,6 +54,8 @@ _POLICY = re.compile(
     )\b""",
     re.IGNORECASE | re.VERBOSE,
 )
+# Exchange Online wraps what the far server said: only that says anything.
+_WRAPPING = re.compile(r"5\.0\.350\b[^>]{0,200}->\s*")
 _FULL = re.compile(r"\b(?:quota|(?:mailbox|inbox)(?:\W+is)?\W+full)\b", re.IGNORECASE)
 
 
@@ -64,7 +66,7 @@ def classify(status: str, diagnostic: str) -> BounceClass:
 
 def judge(status: str, diagnostic: str) -> Judgement:
     """The class of a final failure and why. Where two statements differ, the softer one wins."""
-    said = _without_names(diagnostic)
+    said = _without_names(_WRAPPING.sub("", diagnostic))
     stated = EnhancedStatus.leading(status)
     code = first_code(said)
     if code is None or _says_nothing(code):
@@ -108,8 +110,9 @@ def every_code(text: str) -> list[EnhancedStatus]:
 
 
 def _says_nothing(code: EnhancedStatus) -> bool:
-    """x.0.0: Exim and many others write 5.0.0 whatever happened."""
-    return code.subject == 0 and code.detail == 0
+    """x.0.0: Exim and many others write 5.0.0 whatever happened. x.0.350 is Exchange Online's
+    wrapping of another answer."""
+    return code.subject == 0 and code.detail in {0, 350}
 
 
 def _is_policy(code: EnhancedStatus) -> bool:
@@ -121,7 +124,12 @@ def _contradicts(stated: EnhancedStatus) -> bool:
     section 3.1) and speaks against nothing; a temporary status always does."""
     if stated.klass == 4:
         return True
-    return stated.klass == 5 and stated.detail != 0 and stated not in ADDRESS_IS_GONE
+    return (
+        stated.klass == 5
+        and stated.detail != 0
+        and not _says_nothing(stated)
+        and stated not in ADDRESS_IS_GONE
+    )
 
 
 def _without_names(diagnostic: str) -> str:

@@ -27,6 +27,8 @@ def read_recipient(value: str) -> str:
     if address.startswith("@") and ":" in address:  # a source route, RFC 5321 appendix C
         address = address.partition(":")[2].strip()
     address = _PREFIX.sub("", address)
+    if len(address) > 2 and address[0] == address[-1] == "'":
+        address = address[1:-1]
     if kind == "utf-8":
         address = _CODE_POINT.sub(_character, address)
     return address if is_address(address) else ""

@@ -8,8 +8,9 @@ Auto-Submitted: auto-replied, so that field disproves nothing.
 
 Read too, because it is cheap and safe: a status part in multipart/mixed (OpenSMTPD means it so)
 when a daemon sent the mail; ``Action : failed``; ``rfc/822``; several recipients in one group
-(AOL); the actions error, failure and expired, which are never hard. A group with a line that is
-no field is dropped: nobody is marked on half a sentence.
+(AOL); the actions error, failure and expired, which are never hard; a boundary that is not the one
+that the header names. A group with a line that is no field is dropped: nobody is marked on half a
+sentence.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Reading:
 class DeliveryStatusDetector:
     """Answers for every mail with a status part of its own."""
 
-    version = "2"
+    version = "3"
 
     def detect(self, mail: IncomingMail) -> list[BounceReport] | None:
         parts = status_parts(mail)

@@ -26,6 +26,10 @@ LONGEST_FIELD = 8000
 LONGEST_CONTENT_TYPE = 2000
 
 _END_OF_HEADERS = re.compile(rb"^\r*\n", re.MULTILINE)
+# Where the header of a report names another boundary than the one that is used, or none.
+_FIRST_DELIMITER = re.compile(
+    rb"^--([^\s\r\n]{1,70})\r*\n(?=Content-)", re.MULTILINE | re.IGNORECASE
+)
 # RFC 5322 section 3.6.8, and the spaces before the colon that section 4.5 still has to read.
 FIELD = re.compile(r"([!-9;-~]+)[ \t]*:(.*)", re.DOTALL)
 
@@ -75,6 +79,8 @@ class _Room:
 
 def read_mail(raw: bytes) -> Part:
     """The mail as a tree of its own parts. Never raises, whatever the bytes are."""
+    if raw.count(b"\r") > 8 * raw.count(b"\n"):
+        raw = raw.replace(b"\r", b"\n")  # kept by a Macintosh of the last century
     return _read_part(_without_wrapping(raw), _Room(), depth=0)
 
 
@@ -142,6 +148,10 @@ def _read_part(octets: bytes, room: _Room, depth: int) -> Part:
         and depth < MAX_DEPTH
     ):
         parts = tuple(_children(body, boundary, room, depth + 1))
+    if not parts and depth < MAX_DEPTH and content_type == "multipart/report":
+        guessed = _FIRST_DELIMITER.search(body)
+        if guessed:
+            parts = tuple(_children(body, to_text(guessed[1]), room, depth + 1))
     report_type = _parameter(grammar, "report-type").strip().lower()
     return Part(fields, content_type, report_type, b"" if parts else body, parts)
 

@@ -108,7 +108,7 @@ _ENDS = re.compile(r"^[ \t]*-{3,}", re.MULTILINE)
 class PlainTextDetector:
     """Answers for failures and delays that a machine tells in words."""
 
-    version = "1"
+    version = "2"
 
     def detect(self, mail: IncomingMail) -> list[BounceReport] | None:
         notice = _notice(mail)

@@ -28,6 +28,12 @@ _RECIPIENT_FIELDS = frozenset(
 )
 _MESSAGE_ID = re.compile(r"<[^<>\s]{1,300}>")
 _RECEIVED_FOR = re.compile(r"\bfor\s+<?([^\s<>;()]+@[^\s<>;()]+)>?", re.IGNORECASE)
+# Not every codec of Python's: some take quadratic time.
+_CHARSETS = re.compile(
+    r"utf-?8|iso-8859-\d+|windows-125\d|cp125\d|koi8-[ru]|iso-2022-(?:jp|kr)|shift_jis|euc-(?:jp|kr)"
+    r"|gb2312|gbk|gb18030|big5",
+    re.IGNORECASE,
+)
 # One character class and one @: linear, whatever is written.
 ADDRESS = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]{1,64}@[\w.-]{1,255}")
 
@@ -96,6 +102,13 @@ def addresses_in(text: str) -> Iterator[str]:
             yield address
 
 
-def as_text(octets: bytes) -> str:
-    """Octets as text with plain line ends."""
-    return to_text(octets).replace("\r\n", "\n").replace("\r", "\n")
+def as_text(octets: bytes, charset: str = "") -> str:
+    """Octets as text with plain line ends: in the charset that they claim, where that is true;
+    else line by line, so that junk in one line spoils no other."""
+    octets = octets.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    if _CHARSETS.fullmatch(charset):
+        try:
+            return octets.decode(charset)
+        except (LookupError, ValueError):
+            pass
+    return "\n".join(map(to_text, octets.split(b"\n")))

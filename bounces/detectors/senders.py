@@ -9,7 +9,7 @@ from bounces.detectors.base import IncomingMail
 # Names of mail systems, in the spellings of thirty years. The last but one is Exchange's own
 # sender in every tenant: MicrosoftExchange and 32 hexadecimal digits.
 _MAIL_SYSTEM = re.compile(
-    r"""mailer[-_. ]?daemon | mail[-_. ]daemon | \bmdaemon\b | \bpost-?master\b
+    r"""mailer[-_. ]?daemon | mail[-_. ]daemon | \bmdaemon\b | \bpost[-_]?master\b
     | mail[ ](?:delivery|transport|transfer)[ ](?:sub)?(?:system|service|agent|software)
     | (?:system|mail|e-mail)[ ]administrator | \bmail[ ]?(?:system|router|server)\b
     | \bmaildelivery\b | delivery[-_. ](?:subsystem|notification) | \bmail[ ]delivery\b

@@ -60,6 +60,7 @@ _HEADER_BEGINS = re.compile(
     r"^(?:Return-Path|Received|Message-ID|DKIM-Signature|X-Sender|Delivered-To):[ \t]",
     re.IGNORECASE | re.MULTILINE,
 )
+_CHARSET = re.compile(r"charset=[\"']?([\w.-]{1,40})", re.IGNORECASE)
 _TAG = re.compile(r"<(?:style|script)\b.{0,20000}?</(?:style|script)>|<[^<>]{0,2000}>", re.I | re.S)
 
 
@@ -92,16 +93,17 @@ class Suspect:
 
 
 def read_notice(mail: IncomingMail) -> Notice | None:
-    """The notification in a machine's mail; None where a person may have written it."""
-    if not is_a_mail_system(mail) and (
-        not has_null_return_path(mail) or is_an_answer_or_forwarded(mail)
-    ):
+    """The notification in a machine's mail; None where a person may have written it: a postmaster
+    is one too."""
+    by_name, by_path = is_a_mail_system(mail), has_null_return_path(mail)
+    if not (by_name or by_path) or (not (by_name and by_path) and is_an_answer_or_forwarded(mail)):
         return None
     leaves = [part for part, _ in own_parts(mail.parts)]
     words = next((part for part in leaves if part.content_type in _WORDS), None)
     if words is None:
         return None
-    whole = as_text(words.decoded()[:LONGEST_NOTICE])
+    charset = _CHARSET.search(words.value("content-type"))
+    whole = as_text(words.decoded()[:LONGEST_NOTICE], charset[1] if charset else "")
     if words.content_type == "text/html":
         whole = _text_of(whole)
     text, below = _cut(whole)
@@ -166,7 +168,17 @@ def the_only_witnessed(notice: Notice) -> list[Suspect]:
     witnessed = [address for key, address in named.items() if notice.is_witnessed(key)]
     if len(witnessed) != 1 or not is_address(witnessed[0]):
         return []
-    return [Suspect(witnessed[0], reason_near(notice.text, witnessed[0]))]
+    reason = reason_near(notice.text, witnessed[0])
+    if not every_code(reason):
+        reason = f"{reason}\n{_only_code_elsewhere(notice.text)}".strip()
+    return [Suspect(witnessed[0], reason)]
+
+
+def _only_code_elsewhere(text: str) -> str:
+    """The lines with the one enhanced code that a text has; "" where it has several, or none."""
+    codes = set(every_code(text))
+    lines = [line.strip() for line in text.split("\n") if codes & set(every_code(line))]
+    return "\n".join(lines)[:LONGEST_REASON] if len(codes) == 1 else ""
 
 
 def reason_near(text: str, address: str) -> str:

@@ -21,6 +21,11 @@ def with_crlf(raw: bytes) -> bytes:
     return unix(raw).replace(b"\n", b"\r\n")
 
 
+def with_carriage_returns_alone(raw: bytes) -> bytes:
+    """As a Macintosh kept it: no eighth way of travelling, and found in archives."""
+    return with_mbox_line(unix(raw).replace(b"\n", b"\r"))
+
+
 def with_byte_order_mark(raw: bytes) -> bytes:
     return b"\xef\xbb\xbf" + raw
 

@@ -56,6 +56,11 @@ BLOCKED, UNDETERMINED = BounceClass.BLOCKED, BounceClass.UNDETERMINED
         ("5.1.1", "smtp; host spamfilter.example.net said: 550 5.1.1 unknown", HARD),
         ("5.1.1", "smtp; 550 5.1.1 <policy@example.org> unknown", HARD),
         ("5.1.1", "smtp; 550 5.1.1 see https://example.org/spam-policy", HARD),
+        # Exchange Online's wrapping: what is behind the arrow counts.
+        ("5.0.350", "smtp;550 5.0.350 Remote server returned an error -> 550 5.1.1 gone", HARD),
+        ("5.0.350", "smtp;550 5.0.350 Remote server returned an error -> 552 5.2.2 full", SOFT),
+        ("5.0.350", "smtp;550 5.0.350 Remote server returned an error -> 550 no", UNDETERMINED),
+        ("5.7.350", "smtp;550 5.7.350 detected as spam -> 550 5.1.1 gone", BLOCKED),
         # Numbers that are no codes.
         ("5.0.0", "smtp; 550 5.1.1.4 is the version", UNDETERMINED),
         ("5.0.0", "smtp; connect to 5.1.1.7: refused", UNDETERMINED),

@@ -58,3 +58,21 @@ def test_the_envelope_id_of_the_sender_is_kept() -> None:
         b"Reporting-MTA:", b"Original-Envelope-Id: QQ314159\nReporting-MTA:"
     )
     assert read_bounce(raw)[0].envelope_id == "QQ314159"
+
+
+def test_each_of_several_status_parts_is_read() -> None:
+    second = b"--b\nContent-Type: message/delivery-status\n\n" + group("bob@example.net").encode()
+    raw = report(group()).replace(
+        b"--b\nContent-Type: text/rfc822", second + b"--b\nContent-Type: text/rfc822"
+    )
+    assert [bounce.recipient for bounce in read_bounce(raw)] == [
+        "ada@example.net",
+        "bob@example.net",
+    ]
+
+
+def test_a_boundary_is_guessed_in_a_report_only() -> None:
+    """What a person encloses behind a wrong boundary stays a person's mail."""
+    raw = report(group()).replace(b'boundary="b"', b'boundary="lost"')
+    assert len(read_bounce(raw)) == 1
+    assert read_bounce(raw.replace(b"multipart/report", b"multipart/mixed")) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from bounces.policy import class_of
 from bounces.reading import incoming, read_bounce, read_mail
 from bounces.report import BounceReport, Report
-from tests.bounces.reencodings import ALL, HARMLESS
+from tests.bounces.forwarding import WAYS
+from tests.bounces.reencodings import ALL, HARMLESS, with_carriage_returns_alone
 from tests.bounces.samples import SAMPLES, expected
 
 POSITIVE = [sample for sample in SAMPLES if expected(sample)]
@@ -43,24 +45,30 @@ def test_a_sample_gives_the_report_beside_it(sample: Path) -> None:
     assert read(sample.read_bytes()) == expected(sample)
 
 
-@pytest.mark.parametrize("sample", POSITIVE, ids=lambda path: path.stem)
-def test_a_report_is_read_in_whatever_bytes_it_comes(sample: Path) -> None:
-    raw = sample.read_bytes()
-    assert {reencode.__name__: read(reencode(raw)) for reencode in ALL} == {
-        reencode.__name__: expected(sample) for reencode in ALL
-    }
+def by_name(way: Callable[[bytes], bytes]) -> str:
+    return way.__name__
 
 
-@pytest.mark.parametrize("sample", NEGATIVE, ids=lambda path: path.stem)
-def test_nobody_is_marked_by_a_mail_that_is_no_bounce(sample: Path) -> None:
-    raw = sample.read_bytes()
-    assert {reencode.__name__: read_bounce(reencode(raw)) for reencode in HARMLESS} == {
-        reencode.__name__: [] for reencode in HARMLESS
-    }
+@pytest.mark.parametrize("way", [*ALL, with_carriage_returns_alone], ids=by_name)
+def test_a_report_is_read_in_whatever_bytes_it_comes(way: Callable[[bytes], bytes]) -> None:
+    found = {sample.stem: read(way(sample.read_bytes())) for sample in POSITIVE}
+    assert found == {sample.stem: expected(sample) for sample in POSITIVE}
+
+
+@pytest.mark.parametrize("way", [*HARMLESS, with_carriage_returns_alone], ids=by_name)
+def test_nobody_is_marked_by_a_mail_that_is_no_bounce(way: Callable[[bytes], bytes]) -> None:
+    marked = [sample.stem for sample in NEGATIVE if read_bounce(way(sample.read_bytes()))]
+    assert marked == []
+
+
+@pytest.mark.parametrize("way", WAYS, ids=by_name)
+def test_nobody_is_marked_by_a_bounce_that_is_passed_on(way: Callable[[bytes], bytes]) -> None:
+    marked = [sample.stem for sample in SAMPLES if read_bounce(way(sample.read_bytes()))]
+    assert marked == []
 
 
 def test_the_corpus_is_large_enough_to_mean_something() -> None:
-    assert len(SAMPLES) >= 150
+    assert len(SAMPLES) >= 300
     assert len(NEGATIVE) >= 60
     assert all(sample.with_suffix(".json").exists() for sample in SAMPLES)
 
