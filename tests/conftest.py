@@ -29,6 +29,12 @@ def pytest_configure() -> None:
     settings.PASSWORD_HASHERS = [fast, *settings.PASSWORD_HASHERS]
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Half as many again as cores: tests wait for servers and child processes much of the time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return -(-3 * (cores or 1) // 2)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Chooses what this database can tell, and begins with what takes long.
 
