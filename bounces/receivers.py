@@ -10,9 +10,9 @@ from django.db.models.signals import post_migrate
 from django.dispatch import receiver
 from django.utils.translation import gettext as _
 
-from bounces.models import Bounce, Kind
+from bounces.models import Bounce, BounceClassChoices, Kind
 from delivery.audit import bounced_asked
-from delivery.guard_rails import complaints_asked
+from delivery.guard_rails import blocked_asked, complaints_asked
 from delivery.models import Delivery
 from delivery.story import StoryLine, story_asked
 
@@ -37,6 +37,19 @@ def count_complaints(sender: Any, campaign_id: int, **kwargs: Any) -> int:
         campaign_id=campaign_id, kind=Kind.COMPLAINT, replaced=False, delivery__isnull=False
     )
     return complaints.values("delivery").distinct().count()
+
+
+@receiver(blocked_asked)
+def count_blocked(sender: Any, campaign_id: int, **kwargs: Any) -> int:
+    """How many letters of a campaign came back because of us."""
+    blocked = Bounce.objects.filter(
+        campaign_id=campaign_id,
+        bounce_class=BounceClassChoices.BLOCKED,
+        counted=True,
+        replaced=False,
+        delivery__is_test=False,
+    )
+    return blocked.values("delivery").distinct().count()
 
 
 @receiver(bounced_asked)

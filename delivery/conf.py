@@ -76,6 +76,8 @@ class GuardRails:
     had an answer, 0.05 for 5 %; None switches a rail off."""
 
     bounced: float | None = 0.05
+    # Bounces that are about us (policy, reputation, authentication), among the others.
+    blocked: float | None = 0.01
     complained: float | None = 0.003
     deferred: float | None = 0.5
     unconfirmed: float | None = 0.01
@@ -199,7 +201,7 @@ _OTHERS = {
     "REPLY_RULES",
     "PROVIDERS",
 }
-_RATES = ("BOUNCED", "COMPLAINED", "DEFERRED", "UNCONFIRMED", "ALIKE")
+_RATES = ("BOUNCED", "BLOCKED", "COMPLAINED", "DEFERRED", "UNCONFIRMED", "ALIKE")
 _COUNTS = ("AT_LEAST", "OF_LAST", "IN_A_ROW")
 
 

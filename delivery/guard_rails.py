@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 # How many readers complained about a campaign is known downstream. Argument: campaign_id.
 # Receivers return a number of letters.
 complaints_asked = Signal()
+# The same for letters that came back because of us: policy, reputation, authentication.
+blocked_asked = Signal()
 
 # States of a letter that had its last answer; SENT may still become BOUNCED.
 ANSWERED = ("sent", "bounced", "unconfirmed", "rejected", "expired")
@@ -254,7 +256,9 @@ def check_rates(rails: GuardRails, now: datetime) -> list[int]:
     campaigns = {campaign.pk: campaign for campaign in watched}
     passed = []
     for campaign_id, totals in CampaignTotals.of(list(campaigns)).items():
-        rates = rates_of(totals, complaints_of(campaign_id), rails.at_least)
+        rates = rates_of(
+            totals, complaints_of(campaign_id), rails.at_least, blocked_of(campaign_id)
+        )
         for name, (rate, count, of) in rates.items():
             limit = getattr(rails, name)
             if limit is None or rate <= limit:
@@ -265,7 +269,7 @@ def check_rates(rails: GuardRails, now: datetime) -> list[int]:
 
 
 def rates_of(
-    totals: Mapping[str, int], complaints: int, at_least: int
+    totals: Mapping[str, int], complaints: int, at_least: int, blocked: int = 0
 ) -> dict[str, tuple[float, int, int]]:
     """Each rail's (rate, letters, of how many); empty with fewer than ``at_least`` answers.
 
@@ -279,6 +283,7 @@ def rates_of(
     tried = answered + totals["deferred"]
     counts = {
         "bounced": (totals["bounced"] + totals["rejected"], answered),
+        "blocked": (blocked, answered),
         "complained": (complaints, taken),
         "deferred": (totals["deferred"], tried),
         "unconfirmed": (totals["unconfirmed"], answered),
@@ -292,6 +297,12 @@ def complaints_of(campaign_id: int) -> int:
     return sum(int(answer or 0) for _receiver, answer in answers)
 
 
+def blocked_of(campaign_id: int) -> int:
+    """How many letters of a campaign came back because of us, as downstream knows."""
+    answers = blocked_asked.send(Campaign, campaign_id=campaign_id)
+    return sum(int(answer or 0) for _receiver, answer in answers)
+
+
 def _stop(
     campaign: Campaign, name: str, rate: float, limit: float, count: int, of: int, now: datetime
 ) -> bool:
@@ -300,6 +311,7 @@ def _stop(
         return False
     what = {
         "bounced": _("were refused or bounced"),
+        "blocked": _("came back because of us, not of their readers"),
         "complained": _("led to a complaint"),
         "deferred": _("are deferred"),
         "unconfirmed": _("are unconfirmed"),

@@ -12,9 +12,11 @@ from bounces.poller import poll
 from bounces.reading import read_whole
 from bounces.reading_process import ReadingProcess
 from campaigns.models import Campaign, MailingList, Subscriber, Subscription, Suppression
-from campaigns.states import SubscriptionStatus, SuppressionReason
+from campaigns.states import CampaignStatus, SubscriptionStatus, SuppressionReason
 from campaigns.tokens import Purpose
 from delivery.alerts import open_alerts
+from delivery.conf import GuardRails
+from delivery.guard_rails import check_rates
 from delivery.models import Alert, Delivery
 from delivery.states import DeliveryStatus
 from tests.bounces.conftest import Deliver, group, message_id, report, return_path, token
@@ -96,6 +98,24 @@ def test_refusals_that_are_about_us_suppress_nobody_and_tell_a_person(deliver, n
     assert (alert.kind, alert.campaign_id) == (Alert.Kind.RETURNED, letter.campaign_id)
     assert "5.7.1 is about the sender or a policy" in alert.text
     assert "bounces.blocked" in caplog.messages
+
+
+def test_a_campaign_whose_letters_come_back_because_of_us_is_paused(deliver, now) -> None:
+    letters = [deliver(f"r{number}@example.net") for number in range(120)]
+    Campaign.objects.update(status=CampaignStatus.SENDING)
+    dmarc = group(status="5.7.26", diagnostic="smtp; 550 5.7.26 DMARC policy")
+    for letter in letters[:1]:
+        take(report(dmarc, delivered_to=return_path(letter)), now, uid=str(letter.pk))
+    assert check_rates(GuardRails(), now) == []
+    for letter in letters[1:3]:
+        take(report(dmarc, delivered_to=return_path(letter)), now, uid=str(letter.pk))
+    assert check_rates(GuardRails(), now) == [letters[0].campaign_id]
+    assert Campaign.objects.get().status == CampaignStatus.PAUSED
+    assert "because of us" in open_alerts().get(kind=Alert.Kind.RAIL).text
+    assert suppressed() == set()
+    # A person who resumes it has decided.
+    Campaign.objects.update(status=CampaignStatus.SENDING)
+    assert check_rates(GuardRails(), now) == []
 
 
 def test_an_alert_about_refusals_ends_when_they_have_ceased_for_a_day(deliver, now) -> None:
