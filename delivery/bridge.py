@@ -30,6 +30,11 @@ class Bridge:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, lambda: unit(*args, **kwargs))
 
+    async def reconnect(self) -> None:
+        """Closes the thread's connection, which may be broken; the next unit opens another. Not
+        ``connection.close``: that names the connection of the thread in which it is written."""
+        await self.call(connections.close_all)
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -39,5 +44,5 @@ class Bridge:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self.call(connections.close_all)
+        await self.reconnect()
         self._thread.shutdown()

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
 
+from django.db import DatabaseError
+
 from campaigns.conf import campaign_settings
 from campaigns.letter import Addressee, Letter, LetterError, letter_of
 from campaigns.models import Edition
@@ -94,3 +96,9 @@ def _letter(edition_id: int) -> Letter | LetterError:
         return letter_of(Edition.objects.get(pk=edition_id))
     except LetterError as error:
         return error
+    except DatabaseError:
+        raise
+    except Exception as error:
+        # One campaign's odd letter must not stop the others of its provider.
+        logger.exception("delivery.unwritable", extra={"edition": edition_id})
+        return LetterError(type(error).__name__)

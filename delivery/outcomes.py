@@ -6,7 +6,7 @@ provider's side (Unavailable), nobody's (Accepted), and the honest rest (Unconfi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import StrEnum
 
@@ -152,3 +152,18 @@ class Unconfirmed:
 
 
 Outcome = Accepted | Deferred | Rejected | Unavailable | Unconfirmed
+_OUTCOMES = (Accepted, Deferred, Rejected, Unavailable, Unconfirmed)
+
+
+def checked(outcome: object) -> Outcome:
+    """What a provider answered, fit to be written: a reply of its own making may hold characters
+    that no database takes, and then nobody could ever write what became of its letter.
+
+    TypeError for what is no outcome.
+    """
+    if not isinstance(outcome, _OUTCOMES):
+        raise TypeError(f"a provider answered {type(outcome).__name__}, which is no outcome")
+    reply = outcome.reply
+    if reply.text.isprintable():
+        return outcome  # nearly every reply
+    return replace(outcome, reply=Reply.of(reply.phase, reply.code, reply.text, reply.speaker))

@@ -34,7 +34,7 @@ from campaigns.states import CampaignStatus, SubscriptionStatus
 from delivery import guard_rails, unclassified
 from delivery.leases import Lease
 from delivery.message_ids import assigned_id, note_assigned
-from delivery.models import Attempt, Delivery, ProviderState, SuppressionDue
+from delivery.models import Attempt, Delivery, ProviderState, SuppressionDue, WorkerLease
 from delivery.outcomes import Outcome, Phase
 from delivery.settlement import Settlement
 from delivery.states import WAITING, DeliveryStatus
@@ -540,6 +540,22 @@ def holds(claim_key: int) -> bool:
 
 
 # ---------------------------------------------------------------------------------- after a crash
+
+
+def without_a_place() -> list[Lease]:
+    """Who holds letters and no place any more: a worker that was frozen, taken for dead, claimed
+    once more under its old key when it woke, and died before it noticed."""
+    with connection.cursor() as cursor:
+        # In SQL: SQLite uses a partial index only where it reads the states themselves.
+        cursor.execute(
+            f"SELECT claim_key, MAX(provider) FROM {Delivery._meta.db_table}"
+            f" WHERE status IN ('{_S.CLAIMED.value}', '{_S.SENDING.value}')"
+            f" AND claim_key NOT IN (SELECT claim_key FROM {WorkerLease._meta.db_table}"
+            " WHERE claim_key IS NOT NULL) GROUP BY claim_key"
+        )
+        rows = cursor.fetchall()
+    # Their moves are counted on the common shard.
+    return [Lease(provider, COMMON_SHARD - 1, key, "without a place") for key, provider in rows]
 
 
 def sending(lease: Lease) -> list[Claimed]:

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
 
-from django.db import transaction
+from django.db import InterfaceError, OperationalError, transaction
 
 from delivery import leases, limits, queue, slots
 from delivery.conf import DeliverySettings
@@ -38,10 +38,19 @@ def reclaim_all(
 ) -> Reclaimed:
     """Takes back what dead workers held: their leases ran out, or their processes are gone."""
     total = Reclaimed()
-    for lease, expires_at in leases.held():
-        if not _is_over(lease, expires_at, now, recorders):
+    dead = [
+        lease for lease, expires_at in leases.held() if _is_over(lease, expires_at, now, recorders)
+    ]
+    strays = [lease for lease in queue.without_a_place() if not _is_alive(lease, recorders)]
+    for lease in (*dead, *strays):
+        try:
+            one = reclaim(lease, settings, now, dice, recorders)
+        except (OperationalError, InterfaceError):
+            raise
+        except Exception:
+            # What one worker left must not keep the coordinator from everything else.
+            logger.exception("delivery.not_reclaimed", extra={"holder": lease.holder})
             continue
-        one = reclaim(lease, settings, now, dice, recorders)
         total = Reclaimed(
             total.released + one.released,
             total.settled + one.settled,
@@ -59,6 +68,11 @@ def _is_over(lease: Lease, expires_at: datetime, now: datetime, recorders: Path 
     if writing is None:
         return now >= expires_at
     return not writing or now >= expires_at + PATIENCE_WITH_THE_LIVING
+
+
+def _is_alive(lease: Lease, recorders: Path | None) -> bool:
+    """Whether the worker is seen to live on this host."""
+    return bool(recorders and is_being_written(recording_path(recorders, lease.claim_key)))
 
 
 def reclaim(

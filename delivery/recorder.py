@@ -77,14 +77,17 @@ class FlightRecorder:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         size = _HEADER.size + wire * _WIRE.size + outcomes * _OUTCOME.size
+        # It gets its name when it is locked: who found it before would take its worker for dead.
+        unnamed = path.with_suffix(".new")
         # Readable by us alone: replies may quote addresses.
-        path.touch(mode=0o600)
-        self._file = path.open("r+b")
+        unnamed.touch(mode=0o600)
+        self._file = unnamed.open("r+b")
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._file.truncate(size)
         self._map = mmap.mmap(self._file.fileno(), size)
         self._map[:size] = bytes(size)
         _HEADER.pack_into(self._map, 0, _MAGIC, claim_key, wire, outcomes, 0)
+        unnamed.replace(path)
         first_outcome = _HEADER.size + wire * _WIRE.size
         self._free_wire = [_HEADER.size + n * _WIRE.size for n in reversed(range(wire))]
         self._free_outcomes = [first_outcome + n * _OUTCOME.size for n in reversed(range(outcomes))]
@@ -164,7 +167,8 @@ def is_being_written(path: Path) -> bool | None:
     """Whether the worker of this recording still lives; None where there is no recording."""
     try:
         with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Shared: two who look at the same moment must not take each other for its worker.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return None
     except OSError:
@@ -192,7 +196,10 @@ def read_recording(path: Path) -> Recording | None:
     for n in range(outcomes):
         record = _OUTCOME.unpack_from(data, first_outcome + n * _OUTCOME.size)
         if record[0]:
-            recording.outcomes[record[0]] = _unpack_outcome(record)
+            try:
+                recording.outcomes[record[0]] = _unpack_outcome(record)
+            except IndexError:
+                return None  # a disk's fault: none of it can be believed
     return recording
 
 

@@ -27,7 +27,7 @@ from random import Random
 from time import monotonic
 from typing import NamedTuple
 
-from django.db import InterfaceError, OperationalError, connection, transaction
+from django.db import InterfaceError, InternalError, OperationalError, transaction
 
 from delivery import leases, limits, mailboxes, queue, resolution, slots
 from delivery.bridge import Bridge
@@ -48,6 +48,7 @@ from delivery.outcomes import (
     Throttle,
     Unavailable,
     Unconfirmed,
+    checked,
 )
 from delivery.providers.base import Confirms, KeepsConnections, Provider, ReportsFinalDot
 from delivery.queue import Claimed
@@ -64,9 +65,12 @@ PATIENCE = timedelta(seconds=5)
 COUNT_CONNECTIONS = timedelta(seconds=10)
 COUNT_MISSING_CONNECTIONS = timedelta(seconds=1)
 ALL_CONNECTIONS_HELD = timedelta(seconds=10)
-# How long known outcomes wait for a database that went away, and how often it is asked.
+# A database that went away; the last of them: one that only reads since a failover.
+DATABASE_AWAY = (OperationalError, InterfaceError, InternalError)
+# How long known outcomes wait for it, and how often it is asked.
 DATABASE_PATIENCE = timedelta(minutes=10)
 DATABASE_PAUSE = timedelta(seconds=1)
+PERMIT_EXPIRED = "permit expired"
 # How long a known outcome may wait, in seconds, until others make its commit worth while.
 LONGEST_UNWRITTEN = 1.0
 
@@ -151,6 +155,9 @@ class Worker:
         self.ready: deque[Turn] = deque()
         self.noted: dict[int, Turn] = {}
         self.ledger = Ledger()
+        # An answer asked for silence: what is noted and has not left stays here, and goes back.
+        self.is_silent = False
+        self.kept_back: list[int] = []
         self.departures: asyncio.Queue[Turn] = asyncio.Queue()
         self.runners: list[asyncio.Task[None]] = []
         # Something happened that the conducting loop should look at.
@@ -175,19 +182,40 @@ class Worker:
             self.lease = await bridge.call(self._take_lease)
             if self.lease is None:
                 return Slice(lease_was_free=False)
-            self._start_recorder()
             heartbeat = asyncio.create_task(self._heartbeat(bridge))
             try:
+                self._start_recorder()
                 with self._graceful_stop():
                     return await self._work(bridge)
             finally:
                 heartbeat.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await heartbeat
-                await self.provider.close()
-                await bridge.call(self._leave)
-                if self.recorder is not None:
-                    self.recorder.close(remove=not len(self.ledger))
+                await self._end(bridge)
+
+    async def _end(self, bridge: Bridge) -> None:
+        """Closes everything, whatever happens to any of it. The recording ends last, and stays
+        where the place was not given back: reclaim reads it, once nobody writes it any more."""
+        has_left = False
+        try:
+            await self.provider.close()
+        except Exception:
+            logger.exception("delivery.provider_raised", extra={"holder": self.holder})
+        try:
+            has_left = await self._leave_again(bridge)
+        finally:
+            if self.recorder is not None:
+                self.recorder.close(remove=has_left)
+
+    async def _leave_again(self, bridge: Bridge) -> bool:
+        """Whether the place was given back. A broken connection to the database is replaced once;
+        after that the place runs out."""
+        for _attempt in range(2):
+            try:
+                return await bridge.call(self._leave)
+            except DATABASE_AWAY:
+                await self._database_is_away(bridge)
+        return False
 
     async def _work(self, bridge: Bridge) -> Slice:
         end = self.clock() + self.settings.slice_length
@@ -211,13 +239,14 @@ class Worker:
                 if self._is_over(end):
                     return Slice(self.sent, self.clock())
         finally:
-            # Whatever went wrong: the answers to what has left are worth having.
+            # Whatever went wrong: the answers to what has left are worth having, and writing.
             while self._on_wire() and not any(runner.done() for runner in self.runners):
                 self.progress.clear()
                 await self._progress()
             for runner in self.runners:
                 runner.cancel()
             await asyncio.gather(*self.runners, return_exceptions=True)
+            await self._write_what_is_known(bridge)
 
     def _is_over(self, end: datetime) -> bool:
         return self.stopping.is_set() or self.clock() >= end
@@ -258,7 +287,7 @@ class Worker:
 
         Under limits it stays at the one batch: permits are asked for when they can be used.
         """
-        self.is_closing = False
+        self.is_closing = self.is_silent = False
         self._take_up(batch)
         ahead: asyncio.Task[Batch] | None = None
         more_is_due, waited_long = not self.limits, False
@@ -270,14 +299,14 @@ class Worker:
             elif self.connections is not None and monotonic() >= self.count_at:
                 more_is_due = False
             if ahead is not None and (ahead.done() or not (self.ready or self.noted)):
-                more, ahead = await self._claimed_ahead(ahead), None
+                more, ahead = await self._claimed_ahead(bridge, ahead), None
                 more_is_due = more_is_due and bool(more.claims)
                 self._take_up(more)
                 continue
             if ahead is None and more_is_due and len(self.ready) < self.settings.send_batch_size:
                 ahead = asyncio.create_task(bridge.call(self._claim))
                 ahead.add_done_callback(lambda _batch: self.progress.set())
-            if self._is_worth_a_commit() or (waited_long and len(self.ledger)):
+            if self._is_worth_a_commit() or (waited_long and self._answered()):
                 await self._write(bridge)
                 waited_long = False
             else:
@@ -296,26 +325,43 @@ class Worker:
 
     async def _drop_ready(self, bridge: Bridge) -> None:
         """Gives back what is claimed and has not been noted."""
-        if self.ready or self.has_leftovers:
-            self.ready.clear()
-            self.has_leftovers = False
+        if not self.ready and not self.has_leftovers:
+            return
+        self.ready.clear()
+        try:
             await bridge.call(self._release)
+            self.has_leftovers = False
+        except DATABASE_AWAY:
+            # First the letters in hand, whose commit is patient; then this again.
+            self.has_leftovers = True
+            await self._database_is_away(bridge)
 
-    async def _claimed_ahead(self, ahead: asyncio.Task[Batch]) -> Batch:
+    async def _claimed_ahead(self, bridge: Bridge, ahead: asyncio.Task[Batch]) -> Batch:
         try:
             return await ahead
-        except (OperationalError, InterfaceError):
+        except DATABASE_AWAY:
             # First the letters in hand, whose commit is patient; the next claim will say it again.
-            logger.exception("delivery.database_away", extra={"holder": self.holder})
+            # What this one had claimed is given back with the rest.
+            self.has_leftovers = True
+            await self._database_is_away(bridge)
             return Batch()
+
+    async def _database_is_away(self, bridge: Bridge) -> None:
+        """Says so, while the error is at hand, and has the next unit connect anew."""
+        logger.exception("delivery.database_away", extra={"holder": self.holder})
+        await bridge.reconnect()
+
+    def _answered(self) -> int:
+        """How many letters have an outcome to be written, or were kept back."""
+        return len(self.ledger) + len(self.kept_back)
 
     def _on_wire(self) -> int:
         """How many letters may have left and have no answer."""
-        return len(self.noted) - len(self.ledger)
+        return len(self.noted) - self._answered()
 
     def _is_worth_a_commit(self) -> bool:
         """When the wire has nothing to do, or half of what may be SENDING can be exchanged."""
-        answered = len(self.ledger)
+        answered = self._answered()
         if not self._on_wire():
             return bool(self.ready or answered)
         half = (self.settings.send_batch_size + 1) // 2
@@ -333,13 +379,11 @@ class Worker:
 
     async def _write(self, bridge: Bridge) -> None:
         """One commit: the outcomes that are known, and the note for the letters that leave next."""
-        results = self.ledger.pending()
-        room = self.settings.send_batch_size - len(self.noted) + len(results)
+        results, kept_back = self.ledger.pending(), list(self.kept_back)
+        room = self.settings.send_batch_size - len(self.noted) + len(results) + len(kept_back)
         wave = [self.ready.popleft() for _ in range(min(room, len(self.ready)))]
-        go_on = await self._commit(bridge, results, [turn.claimed.id for turn in wave])
-        for result in results:
-            del self.noted[result.reference]
-        self.ledger.written(results)
+        go_on = await self._commit(bridge, results, [turn.claimed.id for turn in wave], kept_back)
+        self._forget(results, kept_back)
         for turn in wave:
             if turn.claimed.id in go_on:
                 self.noted[turn.claimed.id] = turn
@@ -348,8 +392,34 @@ class Worker:
         self.has_leftovers |= len(go_on) < len(wave)
         self.is_closing |= self.has_leftovers or Ledger.trouble(results) is not None
 
+    def _forget(self, results: Sequence[Result], kept_back: Sequence[int]) -> None:
+        """What a commit has made durable."""
+        for result in results:
+            del self.noted[result.reference]
+        for delivery_id in kept_back:
+            del self.noted[delivery_id]
+        self.ledger.written(results)
+        del self.kept_back[: len(kept_back)]
+
+    async def _write_what_is_known(self, bridge: Bridge) -> None:
+        """At the end of a slice that failed: one attempt. What cannot be written stays in the
+        flight recorder, under a lease that runs out."""
+        results, kept_back = self.ledger.pending(), list(self.kept_back)
+        if not results and not kept_back:
+            return
+        try:
+            await bridge.call(self._record_and_hand_over, results, (), kept_back)
+        except Exception:
+            await self._database_is_away(bridge)
+        else:
+            self._forget(results, kept_back)
+
     async def _commit(
-        self, bridge: Bridge, results: Sequence[Result], wave: Sequence[int]
+        self,
+        bridge: Bridge,
+        results: Sequence[Result],
+        wave: Sequence[int],
+        unsent: Sequence[int],
     ) -> set[int]:
         """Outcomes and the next note, also when the database goes away for a while.
 
@@ -357,16 +427,14 @@ class Worker:
         that broke had reached the disk is unknown: so its wave is not sent, and taken back.
         """
         give_up = self.clock() + DATABASE_PATIENCE
-        unsent: Sequence[int] = ()
         while True:
             try:
                 return await bridge.call(self._record_and_hand_over, results, wave, unsent)
-            except (OperationalError, InterfaceError):
+            except DATABASE_AWAY:
+                await self._database_is_away(bridge)
                 if self.clock() >= give_up:
                     raise
-                logger.exception("delivery.database_away", extra={"holder": self.holder})
                 unsent, wave = [*unsent, *wave], ()
-                await bridge.call(connection.close)
                 await asyncio.sleep(DATABASE_PAUSE.total_seconds())
 
     # ------------------------------------------------------------------ on the wire
@@ -375,10 +443,25 @@ class Worker:
         """Sends noted letters, one after the other. As many of these as the provider likes."""
         while True:
             turn = await self.departures.get()
-            self.ledger.add(Result(turn.claimed.id, await self._send(turn)))
-            self.sent += 1
-            if not self._on_wire() or 2 * len(self.ledger) >= self.settings.send_batch_size:
+            if self.is_silent:
+                self.kept_back.append(turn.claimed.id)
+            else:
+                outcome = await self._send(turn)
+                self.is_silent |= self._asks_for_silence(outcome)
+                self.ledger.add(Result(turn.claimed.id, outcome))
+                self.sent += 1
+            if not self._on_wire() or 2 * self._answered() >= self.settings.send_batch_size:
                 self.progress.set()
+
+    def _asks_for_silence(self, outcome: Outcome) -> bool:
+        """Whether the other noted letters should not leave either: the login is refused, a quota is
+        spent, the server is gone. Not where fewer connections may be all that is asked for."""
+        if isinstance(outcome, Unconfirmed):
+            return outcome.rests
+        if not isinstance(outcome, Unavailable) or outcome.rule == PERMIT_EXPIRED:
+            return False
+        may_go_on = outcome.throttle is Throttle.SLOW and slots.asks_for_less(outcome)
+        return self.connections is None or self.is_on_probation or not may_go_on
 
     async def _send(self, turn: Turn) -> Outcome:
         grant = turn.batch.grant
@@ -389,7 +472,7 @@ class Worker:
             if monotonic() > grant.expires(turn.permit):
                 text = "The permit of the provider's limits had run out before the letter left."
                 reply = Reply.of(Phase.LOCAL, None, text)
-                return Unavailable(reply, timedelta(0), rule="permit expired")
+                return Unavailable(reply, timedelta(0), rule=PERMIT_EXPIRED)
         try:
             return await self._send_now(turn)
         finally:
@@ -416,8 +499,11 @@ class Worker:
             text = "The worker's lease had run out before the letter left."
             return Unavailable(Reply.of(Phase.LOCAL, None, text), timedelta(0), rule="lease lost")
         try:
-            return await self.provider.send(message)
-        except Exception as error:
+            return checked(await self.provider.send(message))
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise  # it is we who are cancelled, not something inside of the provider
             # A provider must not raise. How far the letter had come is unknown: say so.
             logger.exception("delivery.provider_raised", extra={"delivery": message.reference})
             text = f"{type(error).__name__}: {error}"
@@ -566,14 +652,17 @@ class Worker:
         assert batch.grant is not None
         limits.settle(batch.grant, batch.answered)
 
-    def _leave(self) -> None:
+    def _leave(self) -> bool:
         """Gives back what is only claimed, and the place, unless letters are still SENDING (their
-        outcomes could not be written): then the place runs out, and reclaim finds them."""
+        outcomes could not be written): then the place runs out, and reclaim finds them. Whether
+        it gave it back."""
         assert self.lease is not None
         self._release()
         slots.give_back(self.lease.claim_key)
-        if not queue.holds(self.lease.claim_key):
-            leases.give_back(self.lease)
+        if queue.holds(self.lease.claim_key):
+            return False
+        leases.give_back(self.lease)
+        return True
 
     def _hold_lease(self, now: datetime) -> bool:
         """Whether the lease is ours; asked anew from time to time, and after a row that should have
@@ -589,6 +678,8 @@ class Worker:
         if leases.renew(self.lease, now, self.settings.lease):
             self.held_until = now + self.settings.lease
             return True
+        # From this moment on: somebody may have called its letters doubtful.
+        self.held_until = now
         return False
 
     # ------------------------------------------------------------------ signals and time
@@ -602,7 +693,7 @@ class Worker:
                     self.stopping.set()
             except Exception:
                 # A database that is away: the lease may run out, and _send looks at it.
-                logger.exception("delivery.heartbeat_failed", extra={"holder": self.holder})
+                await self._database_is_away(bridge)
 
     @contextlib.contextmanager
     def _graceful_stop(self) -> Iterator[None]:

@@ -133,6 +133,9 @@ class SMTPProvider:
         self._tls = ssl.create_default_context(cafile=ca_file) if security != "none" else None
         self.note_final_dot: Callable[[int], None] = lambda reference: None
         self._gate: Gate = OpenGate()
+        # A login or certificate that is refused stays so until a person has mended it. Letters
+        # that wait for a connection must not each try it again: that locks an account.
+        self.refusal: Unavailable | None = None
         self._places: list[Connection] = []
         self._idle: list[Connection] = []
         self._offered: deque[Connection] = deque()
@@ -162,6 +165,7 @@ class SMTPProvider:
         self._places = [Connection(self) for _ in range(self.connections)]
         self._idle = list(self._places)
         self._offered.clear()
+        self.refusal = None
 
     async def send(self, message: OutgoingMessage) -> Outcome:
         """Hands one letter over: on an idle connection, else behind the letter of a busy one, else
@@ -176,8 +180,13 @@ class SMTPProvider:
         finally:
             connection.load -= 1
             self._offer(connection)
-            while self._waiting and (free := self._free_connection()) is not None:
-                self._waiting.popleft().set_result(free)
+            while self._waiting:
+                if self._waiting[0].done():  # whoever waited was cancelled
+                    self._waiting.popleft()
+                elif (free := self._free_connection()) is not None:
+                    self._waiting.popleft().set_result(free)
+                else:
+                    break
 
     async def _in_turn(self, connection: Connection, message: OutgoingMessage) -> Outcome:
         turn = await self._gate.ask()
@@ -305,8 +314,13 @@ class Connection:
         async with self._connecting:
             if self._is_fresh():
                 return None
+            if self.provider.refusal is not None:
+                return self.provider.refusal
             await self.quit()
-            return await self._connect(pipelining)
+            failure = await self._connect(pipelining)
+        if isinstance(failure, Unavailable) and failure.needs_a_person:
+            self.provider.refusal = failure
+        return failure
 
     async def _connect(self, pipelining: bool) -> Outcome | None:
         """Greeting, EHLO, STARTTLS, AUTH; None when the connection is ready for letters."""

@@ -163,6 +163,17 @@ def test_a_refused_login_is_not_tried_again_before_a_person_opened_the_provider(
     assert attempts() == {1}
 
 
+def test_a_refused_login_is_not_repeated_for_each_noted_letter(campaign, clock, through, settings):
+    settings.DELIVERY = settings.DELIVERY | {"CYCLE_BATCH_SIZE": 12, "SEND_BATCH_SIZE": 12}
+    with SMTPServer(users={"ada": "right"}) as server:
+        through(server, connections=2, username="ada", password="wrong")
+        run_slice(clock)
+        # An account is locked after a handful of logins: one on each connection, and no more.
+        assert len(server.connections) <= 2
+    assert statuses(campaign) == {"queued": 12}
+    assert attempts() == {0}
+
+
 def test_a_paused_provider_delays_no_other(campaign, mailing_list, clock, through):
     other = make_campaign(mailing_list, clock(), name="June", provider="other")
     with SMTPServer(rules=[Rule(At.GREETING, "421 4.3.2 Busy")]) as busy, SMTPServer() as free:
