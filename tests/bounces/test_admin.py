@@ -54,7 +54,7 @@ def pages(bounce: Bounce) -> list[str]:
     ]
 
 
-def test_every_page_escapes_what_came_from_outside(admin: Client, bounce: Bounce) -> None:
+def test_t6_every_page_escapes_what_came_from_outside(admin: Client, bounce: Bounce) -> None:
     shown = 0
     for page in pages(bounce):
         answer = admin.get(page)

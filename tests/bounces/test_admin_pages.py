@@ -63,7 +63,7 @@ def again(mail: ReceivedMail) -> str:
     return reverse("admin:bounces_receivedmail_again", args=[mail.pk])
 
 
-def test_hostile_text_that_came_by_the_mailbox_is_escaped_on_every_page(
+def test_t6_hostile_text_that_came_by_the_mailbox_is_escaped_on_every_page(
     admin: Client, settings, deliver: Deliver
 ) -> None:
     letter = deliver()
@@ -98,7 +98,7 @@ def test_hostile_text_that_came_by_the_mailbox_is_escaped_on_every_page(
     assert sum("&lt;script&gt;alert(" in answer.content.decode() for answer in answers) >= 4
 
 
-def test_the_html_of_a_stranger_is_shown_in_a_frame_that_may_do_nothing(admin: Client, now) -> None:
+def test_t6_html_of_a_stranger_is_shown_in_a_frame_that_may_do_nothing(admin: Client, now) -> None:
     raw = b"Content-Type: text/html\n\n<h1>Hi</h1><script>alert(1)</script><img src=http://x/y>"
     take(raw, now)
     mail = ReceivedMail.objects.get()

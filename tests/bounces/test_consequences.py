@@ -212,7 +212,7 @@ def forged(number: int) -> bytes:
     return report(delivered_to=f"bounce+{'a' * 20}{number:04}@bounces.example.org")
 
 
-def test_a_flood_of_forged_tokens_stops_all_marking_until_a_person_closes_it(
+def test_t12_a_flood_of_forged_tokens_stops_all_marking_until_a_person_closes_it(
     settings, deliver: Deliver, now
 ) -> None:
     settings.BOUNCES = settings.BOUNCES | {"MOST_FORGED_A_DAY": 60}

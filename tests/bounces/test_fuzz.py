@@ -112,7 +112,7 @@ def test_fields_of_every_kind_are_read_without_trouble(
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_mail_is_read_within_the_limits_of_time_and_memory(name: str) -> None:
+def test_t13_hostile_mail_is_read_within_the_limits_of_time_and_memory(name: str) -> None:
     """4 seconds and 200 MB are enforced: reader.read raises beyond them."""
     with ReadingProcess(read_whole) as reader:
         assert not reader.read(HOSTILE[name]).failed

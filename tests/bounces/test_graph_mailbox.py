@@ -15,13 +15,17 @@ from bounces.mailboxes.base import Mailbox, MailboxRestsError, MailGoneError, Re
 from bounces.mailboxes.graph import GraphMailbox, GraphMailboxError
 from bounces.models import Bounce, MailboxState, ReceivedMail, Verdict
 from bounces.poller import LEASE, poll
+from campaigns.models import Suppression
 from delivery import mailboxes
 from delivery.limits import closed_until, state_of
+from delivery.message import Envelope, OutgoingMessage
+from delivery.models import Delivery
+from delivery.outcomes import Accepted
 from delivery.providers.graph_http import ALLOWANCE
 from delivery.providers.http import ForeignHostError
 from delivery.providers.microsoft_identity import IdentityError
 from delivery.replies.graph import TOTAL_SILENCE
-from tests.bounces.conftest import Deliver, group, report, return_path
+from tests.bounces.conftest import Deliver, group, message_id, report, return_path
 from tests.bounces.test_dovecot import Remembered
 from tests.contracts.mailbox import MailboxContract, mail
 from tests.delivery.conftest import Clock
@@ -46,7 +50,8 @@ def world(now) -> Iterator[World]:
     yield world
     world.emulator.assert_promises()
     # What a reader may do there: look.
-    assert {e.method for e in world.emulator.requests("/users/")} <= {"GET"}
+    spoken = {e.method for e in world.emulator.requests("/users/") if "sendMail" not in e.path}
+    assert spoken <= {"GET"}
 
 
 def mailbox_of(world: World, **options: Any) -> GraphMailbox:
@@ -411,6 +416,30 @@ def test_reports_are_taken_in_and_the_position_is_committed(polled, deliver: Del
     polled.emulator.journal.clear()
     assert poll("default", now).taken == 0
     assert not polled.emulator.requests("$value")
+
+
+@pytest.mark.django_db
+def test_a_letter_that_graph_takes_and_then_reports_back_is_marked_by_its_message_id(
+    polled, deliver: Deliver, now
+) -> None:
+    """Graph sets the return path itself: the report comes to the mailbox that sends, and the token
+    of our Message-ID in the returned headers is what says whose letter it was."""
+    gone, alive = deliver("gone@example.net"), deliver("alive@example.net")
+    polled.emulator.unreachable["gone@example.net"] = "550 5.1.10 RESOLVER.ADR.RecipientNotFound"
+    for sent in (gone, alive):
+        content = (
+            f"From: <{MAILBOX}>\r\nTo: <{sent.rcpt_to}>\r\nMessage-ID: {message_id(sent)}\r\n"
+            "Subject: Hello\r\n\r\nGood day.\r\n"
+        ).encode()
+        outgoing = OutgoingMessage(
+            sent.pk, Envelope(MAILBOX, sent.rcpt_to), content, message_id(sent)
+        )
+        (outcome,) = polled.send(outgoing)
+        assert isinstance(outcome, Accepted)
+    assert poll("default", now).verdicts == {"bounce": 1}
+    statuses = dict(Delivery.objects.values_list("rcpt_to", "status"))
+    assert statuses == {"gone@example.net": "bounced", "alive@example.net": "sent"}
+    assert Suppression.objects.get().address_key == "gone@example.net"
 
 
 @pytest.mark.django_db

@@ -160,7 +160,7 @@ def test_a_bounce_without_a_token_is_kept_and_marks_nobody(deliver: Deliver, now
     assert suppressed() == set()
 
 
-def test_forged_foreign_old_and_replayed_tokens_change_nobody(deliver: Deliver, now) -> None:
+def test_t12_forged_foreign_old_and_replayed_tokens_change_nobody(deliver: Deliver, now) -> None:
     sent = deliver("sent@example.net")
     old = deliver("old@example.net", ago=timedelta(days=60))
     bounced = deliver("bounced@example.net", status=DeliveryStatus.BOUNCED)
@@ -272,7 +272,7 @@ def test_a_mail_that_is_too_long_is_cut_and_still_read(settings, deliver: Delive
 
 
 @pytest.mark.parametrize("raw", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_mail_is_taken_in_and_marks_nobody(raw: bytes, deliver: Deliver, now) -> None:
+def test_t13_hostile_mail_is_taken_in_and_marks_nobody(raw: bytes, deliver: Deliver, now) -> None:
     letter = deliver("a@example.org")
     assert take(raw, now) in {Verdict.BOUNCE, Verdict.NOTHING, Verdict.UNRECOGNISED}
     letter.refresh_from_db()
@@ -402,7 +402,7 @@ def test_raw_mail_is_forgotten_after_its_retention(settings, deliver: Deliver, n
     assert forget_raw(now) == 0
 
 
-def test_no_mail_is_ever_answered(deliver: Deliver, now) -> None:
+def test_t14_no_mail_is_ever_answered(deliver: Deliver, now) -> None:
     for number in range(20):
         take(raw_sample("auto-reply-that-quotes-550"), now, uid=f"a{number}")
         take(raw_sample("postfix-user-unknown"), now, uid=f"b{number}")

@@ -39,7 +39,7 @@ from tests.emulators.server import EmulatorServer
 pytestmark = pytest.mark.django_db(transaction=True)
 
 SOAK = bool(os.environ.get("PENNYPOST_SOAK"))
-SEEDS = {"maildir": 2, "imap": 1, "pop3": 1, "graph": 1}
+SEEDS = {"maildir": 1, "imap": 1, "pop3": 1, "graph": 1}
 MAILS, KILLS = 100, 2
 CASES = [(kind, seed) for kind, few in SEEDS.items() for seed in range(20 if SOAK else few)]
 

@@ -77,7 +77,7 @@ def test_a_mail_that_cannot_be_examined_does_not_stop_the_next(maildir, deliver,
     assert second.status == DeliveryStatus.BOUNCED
 
 
-def test_after_hostile_mail_the_next_is_processed(maildir, deliver: Deliver, now) -> None:
+def test_t13_after_hostile_mail_the_next_is_processed(maildir, deliver: Deliver, now) -> None:
     letter = deliver()
     for raw in HOSTILE.values():
         put(maildir, raw)

@@ -65,7 +65,9 @@ def use(settings, detector: type) -> None:
 
 
 @pytest.mark.parametrize("detector", [Backtracking, Sleeping, Suicidal])
-def test_a_mail_that_is_never_read_to_its_end_is_stopped_and_the_next_is_read(settings, detector):
+def test_t13_a_mail_that_is_never_read_to_its_end_is_stopped_and_the_next_is_read(
+    settings, detector
+):
     use(settings, detector)
     with ReadingProcess(read_whole, seconds=0.3) as reader:
         for _ in range(2):
@@ -75,7 +77,7 @@ def test_a_mail_that_is_never_read_to_its_end_is_stopped_and_the_next_is_read(se
             assert answer is not None and answer.reports
 
 
-def test_a_detector_that_hoards_memory_is_passed_over(settings) -> None:
+def test_t13_a_detector_that_hoards_memory_is_passed_over(settings) -> None:
     use(settings, Greedy)
     with ReadingProcess(read_whole) as reader:
         reading = reader.read(BOMB)

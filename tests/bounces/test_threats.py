@@ -1,10 +1,10 @@
 """Hostile mail through the real poller, by the numbers of our list of threats.
 
-T6, text of strangers in the admin: test_admin_pages.py and test_admin.py send it through the
-mailbox and open every page. T12, forged reports: the floods below; each single forgery is in
-test_intake.py and test_correlation.py. T13, mails that are bombs: hostile.py through the poller
-below, through the reading process in test_fuzz.py and test_reading_process.py. T14, loops and
-storms: below.
+T6, text of strangers in the admin: test_t6_... in test_admin_pages.py and test_admin.py send it
+through the mailbox and open every page. T12, forged reports: the floods below; each single forgery
+is test_t12_... in test_intake.py, and in test_correlation.py. T13, mails that are bombs: hostile.py
+through the poller below, and test_t13_... of the reading process and the intake. T14, loops and
+storms: below, and test_t14_... in test_intake.py.
 """
 
 from __future__ import annotations
