@@ -6,6 +6,8 @@ the end of a lease and the window of a limit must mean the same moment to all of
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from time import monotonic
@@ -39,3 +41,21 @@ def shared_clock() -> Callable[[], datetime]:
         return began + timedelta(seconds=monotonic() - asked)
 
     return now
+
+
+class Timer:
+    """How a process measures time by itself, in seconds, and how it waits. A test passes in one
+    whose days go by at once."""
+
+    def ticks(self) -> float:
+        """Seconds that only grow."""
+        return monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        """Lets so much time go by."""
+        await asyncio.sleep(seconds)
+
+    async def wait(self, event: asyncio.Event, seconds: float) -> None:
+        """Lets so much time go by, or less when the event comes."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(event.wait(), seconds)

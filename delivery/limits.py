@@ -72,13 +72,20 @@ class Grant:
 # ---------------------------------------------------------------------------------- permits
 
 
-def take(limits: tuple[Limit, ...], wanted: int, claim_key: int, clock: Clock) -> Grant:
+def take(
+    limits: tuple[Limit, ...],
+    wanted: int,
+    claim_key: int,
+    clock: Clock,
+    ticks: Callable[[], float] = monotonic,
+) -> Grant:
     """Up to ``wanted`` permits under all of these limits, for the holder of a worker lease.
 
     A short transaction of its own. The permits count until settle(), or until the lease ends
-    (close_orphans). Without limits nothing is asked and everything is granted.
+    (close_orphans). Without limits nothing is asked and everything is granted. ``ticks``: the
+    holder's own seconds, that only grow.
     """
-    asked = monotonic()
+    asked = ticks()
     if not limits:
         now = clock()
         return Grant((), (now,) * wanted, None, now, asked, asked)
@@ -96,7 +103,7 @@ def take(limits: tuple[Limit, ...], wanted: int, claim_key: int, clock: Clock) -
                     RateBucket.objects.filter(key=limit.key).update(theoretical_arrival=arrival)
             key = _open(limits, len(planned.not_before), claim_key)
     return Grant(
-        limits, planned.not_before, planned.retry_at, now, asked=asked, got=monotonic(), key=key
+        limits, planned.not_before, planned.retry_at, now, asked=asked, got=ticks(), key=key
     )
 
 

@@ -24,14 +24,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
-from time import monotonic
 from typing import NamedTuple
 
 from django.db import InterfaceError, InternalError, OperationalError, transaction
 
 from delivery import leases, limits, mailboxes, queue, resolution, slots
 from delivery.bridge import Bridge
-from delivery.clocks import database_now
+from delivery.clocks import Timer, database_now
 from delivery.composing import Letters, compose, letters_of
 from delivery.conf import DeliverySettings, ProviderSettings
 from delivery.leases import Lease
@@ -131,6 +130,7 @@ class Worker:
         holder: str | None = None,
         recorders: Path | None = None,
         limit_clock: Clock = database_now,
+        timer: Timer | None = None,
     ) -> None:
         self.settings = settings
         self.alias = provider_settings.alias
@@ -146,6 +146,7 @@ class Worker:
         self.provider = provider
         self.clock = clock
         self.limit_clock = limit_clock
+        self.timer = timer or Timer()
         self.dice = dice
         self.holder = holder or holder_name()
         self.reports_final_dot = isinstance(provider, ReportsFinalDot)
@@ -256,7 +257,7 @@ class Worker:
         for it. Nothing is on the wire."""
         if self.connections is None or not isinstance(self.provider, KeepsConnections):
             return True
-        if monotonic() < self.count_at:
+        if self.timer.ticks() < self.count_at:
             return True
         assert self.lease is not None
         key = self.lease.claim_key
@@ -271,7 +272,7 @@ class Worker:
             await bridge.call(slots.keep, self.connections, key, self.held)
         has_all = self.held == self.provider.connections
         pause = COUNT_CONNECTIONS if has_all else COUNT_MISSING_CONNECTIONS
-        self.count_at = monotonic() + pause.total_seconds()
+        self.count_at = self.timer.ticks() + pause.total_seconds()
         return held.allowed > 0
 
     async def _look(self, bridge: Bridge) -> datetime | None:
@@ -296,7 +297,7 @@ class Worker:
             if self.is_closing or self._is_over(end):
                 more_is_due = False
                 await self._drop_ready(bridge)
-            elif self.connections is not None and monotonic() >= self.count_at:
+            elif self.connections is not None and self.timer.ticks() >= self.count_at:
                 more_is_due = False
             if ahead is not None and (ahead.done() or not (self.ready or self.noted)):
                 more, ahead = await self._claimed_ahead(bridge, ahead), None
@@ -467,16 +468,16 @@ class Worker:
         grant = turn.batch.grant
         assert grant is not None
         if grant.limits:
-            while (wait := grant.opens(turn.permit) - monotonic()) > 0:
-                await asyncio.sleep(wait)
-            if monotonic() > grant.expires(turn.permit):
+            while (wait := grant.opens(turn.permit) - self.timer.ticks()) > 0:
+                await self.timer.sleep(wait)
+            if self.timer.ticks() > grant.expires(turn.permit):
                 text = "The permit of the provider's limits had run out before the letter left."
                 reply = Reply.of(Phase.LOCAL, None, text)
                 return Unavailable(reply, timedelta(0), rule=PERMIT_EXPIRED)
         try:
             return await self._send_now(turn)
         finally:
-            turn.batch.answered.append(monotonic())
+            turn.batch.answered.append(self.timer.ticks())
 
     async def _send_now(self, turn: Turn) -> Outcome:
         message = compose(turn.claimed, turn.batch.letters, self.clock())
@@ -515,8 +516,7 @@ class Worker:
         if moment is None or moment > end or moment - now > PATIENCE or self.stopping.is_set():
             return False
         seconds = max((moment - now).total_seconds(), 0.01)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.stopping.wait(), seconds)
+        await self.timer.wait(self.stopping, seconds)
         return True
 
     # ------------------------------------------------------------------ units of work (sync)
@@ -547,7 +547,11 @@ class Worker:
         if self.limits and (waits := self._nothing_due(campaign_ids, now)):
             return waits
         grant = limits.take(
-            self.limits, self.settings.cycle_batch_size, self.lease.claim_key, self.limit_clock
+            self.limits,
+            self.settings.cycle_batch_size,
+            self.lease.claim_key,
+            self.limit_clock,
+            self.timer.ticks,
         )
         if not grant.not_before:
             return Batch(retry_at=grant.retry_at)

@@ -15,7 +15,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.parser import BytesHeaderParser
 from email.utils import getaddresses
@@ -68,12 +68,14 @@ class Mailbox:
     at_once: int = 1
     clean_since: datetime | None = None
     next_rise: timedelta = FIRST_RISE
-    # (rule, letters of the row): see GraphRule.streak.
-    streak: tuple[str, tuple[str, ...]] = ("", ())
+    # The row of answers by one rule: which, how many, and the letters they were about.
+    rule: str = ""
+    answers: int = 0
+    letters: set[str] = field(default_factory=set)
 
     def went_well(self, now: datetime, most: int) -> None:
         """A letter was taken: after a clean while, one more request at once."""
-        self.streak = ("", ())
+        self.rule, self.answers = "", 0
         if self.clean_since is None:
             self.clean_since = now
         elif now - self.clean_since >= self.next_rise and self.at_once < most:
@@ -87,14 +89,14 @@ class Mailbox:
         self.next_rise = NEXT_RISE
         self.clean_since = now
 
-    def in_a_row(self, rule: str, letter: str) -> int:
-        """How many different letters in a row were answered by this rule, this one included."""
-        name, letters = self.streak
-        letters = letters if name == rule else ()
-        if letter not in letters:
-            letters = (*letters, letter)
-        self.streak = (rule, letters)
-        return len(letters)
+    def in_a_row(self, rule: str, letter: str) -> tuple[int, int]:
+        """How many answers in a row were by this rule, this one included, and how many different
+        letters they were about (GraphRule.waits, GraphRule.streak)."""
+        if rule != self.rule:
+            self.rule, self.answers, self.letters = rule, 0, set()
+        self.answers += 1
+        self.letters.add(letter)
+        return self.answers, len(self.letters)
 
 
 _mailboxes: OrderedDict[str, Mailbox] = OrderedDict()
@@ -434,7 +436,7 @@ class GraphProvider:
             self._mailbox.was_crowded(now)
         wish = retry_after(answer.headers, now, self._dice)
         wait = max(wish or rule.wait or timedelta(0), rule.at_least) or None
-        row = self._mailbox.in_a_row(rule.name, message.message_id if message else "")
+        answers, letters = self._mailbox.in_a_row(rule.name, message.message_id if message else "")
         logger.warning(
             "graph.refused",
             extra={
@@ -446,7 +448,7 @@ class GraphProvider:
                 "diagnostic": answer.headers.get("x-ms-ags-diagnostic", "")[:300],
             },
         )
-        if rule.streak and row >= rule.streak:
+        if rule.streak and max(letters, answers if rule.waits else 0) >= rule.streak:
             return self._needs_a_person(reply, rule)
         match rule.reaction:
             case Reaction.DOUBT:
@@ -454,7 +456,7 @@ class GraphProvider:
                 return Unconfirmed(reply, rule.name, rests, wait)
             case Reaction.RETRY:
                 if rule.waits:
-                    wait = max(wish or timedelta(0), rule.waits[min(row, len(rule.waits)) - 1])
+                    wait = max(wish or timedelta(0), rule.waits[min(answers, len(rule.waits)) - 1])
                 return Unavailable(reply, wait, rule=rule.name)
             case Reaction.REJECT:
                 return Rejected(reply, rule=rule.name)

@@ -46,6 +46,11 @@ LARGEST_REQUEST = 4_000_000
 LETTERS_APART = timedelta(seconds=2)  # 30 a minute
 MOVES = 500
 
+TENANT_IS_OVER = (
+    "550 5.7.233 Your message can't be sent because your tenant exceeded its daily limit for"
+    " sending email to external recipients (tenant external recipient rate limit)"
+)
+
 Clock = Callable[[], datetime]
 Scope = dict[str, Any]
 
@@ -154,7 +159,9 @@ class GraphEmulator:
     """``mailboxes``: the addresses that exist. ``visible_after``: how long a sent letter stands in
     Drafts. ``keeps_message_id``: False replaces it, as consumer mailboxes do. ``latency``: real
     seconds that each request takes, so that several are under way at once. ``unreachable``:
-    addresses whose letters come back as reports in the Inbox."""
+    addresses whose letters come back as reports in the Inbox. ``readers_a_day``: the mailbox's
+    recipients in 24 hours; ``tenant_readers_a_day``: those of all mailboxes together, whose excess
+    is accepted and comes back. ``reported_after``: how long a report takes."""
 
     def __init__(
         self,
@@ -167,6 +174,9 @@ class GraphEmulator:
         latency: float = 0.0,
         token_life: timedelta = TOKEN_LIFE,
         unreachable: Mapping[str, str] | None = None,
+        readers_a_day: int = RECIPIENTS[0],
+        tenant_readers_a_day: int | None = None,
+        reported_after: timedelta = timedelta(0),
     ) -> None:
         self.clock = clock
         self.secret = secret
@@ -176,9 +186,22 @@ class GraphEmulator:
         self.token_life = token_life
         self.unreachable = dict(unreachable or {})
         self.mailboxes = {address.lower(): Mailbox(address) for address in mailboxes}
+        self.readers_a_day = readers_a_day
+        self.tenant_readers_a_day = tenant_readers_a_day
+        self.reported_after = reported_after
         self.faults: list[Fault] = []
+        # Asked for each request that no fault fits: a soak test throws dice here.
+        self.chance: Callable[[str], Fault | None] = lambda line: None
         self.journal: list[Entry] = []
         self.delivered: list[Delivered] = []
+        # Accepted, and come back.
+        self.returned: list[Delivered] = []
+        # Refusals that nobody scripted: some limit was passed.
+        self.over_limits: list[str] = []
+        # How long a letter waited behind others because of the 30 a minute.
+        self.longest_wait = timedelta(0)
+        self._tenant: deque[datetime] = deque()
+        self._under_way: list[tuple[datetime, Mailbox, Item]] = []
         self.tokens: dict[str, tuple[str, datetime]] = {}
         self.revoked: set[str] = set()
         self.may_read = True
@@ -254,7 +277,7 @@ class GraphEmulator:
                 continue
             fault.times -= 1
             return fault
-        return None
+        return self.chance(line)
 
     async def _handle(
         self,
@@ -285,12 +308,15 @@ class GraphEmulator:
             return Answer.error(
                 404, "ErrorInvalidUser", f"The requested user '{match[1]}' is invalid."
             )
+        self._bring_reports()
         if limited := self._limited(mailbox, method, len(body)):
+            self.over_limits.append(f"{limited.status} {limited.body.decode()[:80]}")
             return limited
         mailbox.in_flight += 1
         mailbox.most_in_flight = max(mailbox.most_in_flight, mailbox.in_flight)
         try:
             if mailbox.in_flight > MOST_AT_ONCE:
+                self.over_limits.append("MailboxConcurrency")
                 return Answer.error(
                     429, "ApplicationThrottled",
                     "Application is over its MailboxConcurrency limit.", retry_after="1",
@@ -428,7 +454,8 @@ class GraphEmulator:
         if match := re.fullmatch(r"mailFolders/(\w+)/messages/delta", path):
             return self._delta(mailbox, match[1], query, headers)
         if match := re.fullmatch(r"mailFolders/(\w+)/messages", path):
-            return self._list(mailbox, match[1], query.get("$filter", ""))
+            top = int(query.get("$top", "10"))
+            return self._list(mailbox, match[1], query.get("$filter", ""), top)
         return Answer.error(400, "BadRequest", f"The emulator does not know {method} {path}.")
 
     def _send_mail(self, mailbox: Mailbox, headers: Mapping[str, str], body: bytes) -> Answer:
@@ -491,7 +518,8 @@ class GraphEmulator:
         """The transport takes the letter; None when it did."""
         now = self.clock()
         _forget(mailbox.recipients, now - RECIPIENTS[1])
-        if len(mailbox.recipients) + len(item.recipients) > RECIPIENTS[0]:
+        if len(mailbox.recipients) + len(item.recipients) > self.readers_a_day:
+            self.over_limits.append("ErrorSubmissionQuotaExceeded")
             return Answer.error(
                 429, "ErrorSubmissionQuotaExceeded",
                 "The message couldn't be sent because the sender's submission quota was exceeded."
@@ -500,19 +528,38 @@ class GraphEmulator:
         mailbox.recipients.extend([now] * len(item.recipients))
         leaves_at = max(mailbox.next_free or now, now)
         mailbox.next_free = leaves_at + LETTERS_APART
+        self.longest_wait = max(self.longest_wait, leaves_at - now)
         item.is_draft, item.modified_at = False, now
         item.sent_at = leaves_at + self.visible_after
         mailbox.items[item.id] = item
         own = str(BytesHeaderParser().parsebytes(item.content).get("Message-ID", "")).strip()
         letter = Delivered(item.message_id, own, tuple(item.recipients), item.content, leaves_at)
-        self.delivered.append(letter)
+        reasons = {address: self._comes_back(address, now) for address in item.recipients}
+        (self.returned if any(reasons.values()) else self.delivered).append(letter)
         self.on_delivered(letter)
-        for address in item.recipients:
-            if address.lower() in self.mailboxes:
-                self._arrive(self.mailboxes[address.lower()], item)
-            if reason := self.unreachable.get(address.lower()):
+        for address, reason in reasons.items():
+            if reason:
                 self._report(mailbox, item, address, reason)
+            elif address.lower() in self.mailboxes:
+                self._arrive(self.mailboxes[address.lower()], item)
         return None
+
+    def _comes_back(self, address: str, now: datetime) -> str:
+        """Why an accepted letter to this address returns; empty when it arrives."""
+        if self.tenant_readers_a_day is not None:
+            _forget(self._tenant, now - RECIPIENTS[1])
+            if len(self._tenant) >= self.tenant_readers_a_day:
+                return TENANT_IS_OVER
+            self._tenant.append(now)
+        return self.unreachable.get(address.lower(), "")
+
+    def _bring_reports(self) -> None:
+        """The reports that have found their way by now."""
+        now = self.clock()
+        for _at, mailbox, item in [entry for entry in self._under_way if entry[0] <= now]:
+            mailbox.items[item.id] = item
+            self.subscriptions.arrived(mailbox.address, "inbox", item.id)
+        self._under_way = [entry for entry in self._under_way if entry[0] > now]
 
     def _arrive(self, mailbox: Mailbox, item: Item) -> None:
         """A letter to a mailbox of ours, signed as Exchange signs: without the List fields."""
@@ -550,11 +597,13 @@ class GraphEmulator:
             + header
             + b"\r\n\r\n--ndr--\r\n"
         )
-        mailbox.items[f"AANd{self._numbers}="] = Item(
+        arrives_at = self.clock() + self.reported_after
+        report = Item(
             f"AANd{self._numbers}=", content, f"<ndr{self._numbers}@emulated.outlook.com>",
-            f"Undeliverable: {item.subject}", [mailbox.address], "inbox", self.clock(),
+            f"Undeliverable: {item.subject}", [mailbox.address], "inbox", arrives_at,
             is_draft=False,
         )  # fmt: skip
+        self._under_way.append((arrives_at, mailbox, report))
 
     def _move(self, mailbox: Mailbox, item_id: str) -> Answer:
         mailbox.moves += 1
@@ -598,7 +647,7 @@ class GraphEmulator:
         item.attachments.append({"name": described["name"], "content": bytes(received)})
         return Answer(201)
 
-    def _list(self, mailbox: Mailbox, folder: str, wanted: str) -> Answer:
+    def _list(self, mailbox: Mailbox, folder: str, wanted: str, top: int) -> Answer:
         match = re.fullmatch(r"(internetMessageId|subject) eq '((?:[^']|'')*)'", wanted)
         if wanted and not match:
             return Answer.error(400, "ErrorInvalidUrlQueryFilter", "The filter is invalid.")
@@ -609,6 +658,8 @@ class GraphEmulator:
             value = item.subject if match and match[1] == "subject" else item.message_id
             if match is None or value == match[2].replace("''", "'"):
                 shown.append(self._shown(item))
+                if len(shown) == top:
+                    break
         return Answer.of(200, {"value": shown})
 
     def _delta(
