@@ -237,7 +237,7 @@ def test_10_a_200_is_looked_up_and_counts_as_taken(site, campaign):
 
 def test_10_a_letter_that_is_too_large_stops_before_the_second_reader(site, campaign):
     fault(site, Answer(413, b"<html>Request Entity Too Large</html>"), times=99)
-    site.live(HOURS)
+    site.live(HOURS, step=10 * MINUTES)
     assert len(sends(site)) == 1
     assert statuses(campaign) == {"queued": 5}
     site.assert_only_these_are_marked()
@@ -263,7 +263,7 @@ def test_11_an_expired_token_costs_one_renewal_and_one_repetition(site, campaign
 
 def test_11_a_token_that_is_refused_again_stops_the_provider(site, campaign):
     fault(site, expired_token(), times=99)
-    site.live(HOURS)
+    site.live(HOURS, step=10 * MINUTES)
     assert len(sends(site)) == 2
     assert limits.state_of("graph").stopped
     assert statuses(campaign) == {"queued": 5}
@@ -275,7 +275,7 @@ def test_12_a_wrong_registration_stops_after_one_call_and_works_at_once_when_men
 ):
     refused = site.emulator.refused_token(401, "invalid_client", number, "No.")
     fault(site, refused, at="oauth2", times=99)
-    site.live(HOURS)
+    site.live(HOURS, step=10 * MINUTES)
     assert len(site.emulator.requests("oauth2")) == 1
     assert site.asked() == 0
     assert limits.state_of("graph").stopped
@@ -328,7 +328,7 @@ def test_13_what_is_forbidden_stops_at_the_first_touches_no_reader_and_names_the
     site, campaign, clock, code, text, remedy
 ):
     fault(site, Answer.error(403, code, text), times=99)
-    site.live(3 * HOURS)
+    site.live(3 * HOURS, step=20 * MINUTES)
     assert len(sends(site)) == 1
     assert statuses(campaign) == {"queued": 5}
     assert attempts_used() == {0}
@@ -339,7 +339,7 @@ def test_13_what_is_forbidden_stops_at_the_first_touches_no_reader_and_names_the
 @pytest.mark.parametrize("code", ["MailboxNotEnabledForRESTAPI", "ErrorInvalidUser"])
 def test_14_a_mailbox_that_is_none_stops_at_the_first(site, campaign, code):
     fault(site, Answer.error(404, code, "No such mailbox."), times=99)
-    site.live(HOURS)
+    site.live(HOURS, step=10 * MINUTES)
     assert len(sends(site)) == 1
     assert statuses(campaign) == {"queued": 5}
 
@@ -367,7 +367,7 @@ def test_15_one_address_that_is_refused_is_one_reader_and_the_others_get_theirs(
 
 def test_15_two_letters_that_are_not_understood_stop_and_mark_nobody(site, campaign):
     fault(site, Answer.error(400, "ErrorMimeContentInvalidBase64String", "Invalid."), times=99)
-    site.live(3 * HOURS)
+    site.live(3 * HOURS, step=20 * MINUTES)
     assert len(sends(site)) == 2
     assert limits.state_of("graph").stopped
     assert "rejected" not in statuses(campaign)
@@ -376,7 +376,7 @@ def test_15_two_letters_that_are_not_understood_stop_and_mark_nobody(site, campa
 
 def test_15_a_refusal_that_nobody_knows_holds_the_letter_and_three_in_a_row_stop(site, campaign):
     fault(site, Answer.error(400, "SomethingNew", "?"), times=99)
-    site.live(3 * HOURS)
+    site.live(3 * HOURS, step=20 * MINUTES)
     assert len(sends(site)) == 3
     assert limits.state_of("graph").stopped
     assert statuses(campaign) == {"deferred": 2, "queued": 3}
@@ -394,11 +394,11 @@ def test_16_a_spent_quota_is_waited_for_until_our_own_log_knows_of_room_and_read
     text = "The message couldn't be sent because the sender's submission quota was exceeded."
     fault(site, Answer.error(status, "ErrorSubmissionQuotaExceeded", text), skip=4)
     began = clock()
-    site.live(20 * HOURS, reads_every=4 * HOURS)
+    site.live(20 * HOURS, step=HOURS, reads_every=5 * HOURS)
     assert statuses(campaign) == {"sent": 4, "queued": 4}
     assert len(sends(site)) == 5
-    assert len(site.emulator.requests("delta")) >= 5
-    site.live(6 * HOURS)
+    assert len(site.emulator.requests("delta")) >= 4
+    site.live(6 * HOURS, step=20 * MINUTES)
     assert statuses(campaign) == {"sent": 8}
     assert sends(site)[5] - began >= 24 * HOURS
     assert sends(site)[5] - began <= 24 * HOURS + 30 * MINUTES
@@ -406,7 +406,7 @@ def test_16_a_spent_quota_is_waited_for_until_our_own_log_knows_of_room_and_read
 
 def test_16_an_account_that_must_be_verified_waits_for_a_person(site, campaign):
     fault(site, Answer.error(403, "ErrorExceededMessageLimit", "Verify your account."), times=99)
-    site.live(3 * HOURS)
+    site.live(3 * HOURS, step=20 * MINUTES)
     assert len(sends(site)) == 1
     assert statuses(campaign) == {"queued": 5}
     assert Alert.objects.filter(kind=Alert.Kind.PROVIDER).exists()
@@ -421,7 +421,7 @@ def test_16_letters_beyond_the_tenants_quota_come_back_and_leave_again_the_next_
         "PROVIDERS": settings_for()["PROVIDERS"] | {"more": more["PROVIDERS"]["graph"]}
     }
     campaign = campaign_of(clock, mailing_list, 14)
-    site.live(30 * MINUTES, reads_every=5 * MINUTES)
+    site.live(30 * MINUTES, step=3 * MINUTES, reads_every=6 * MINUTES)
     assert len(site.emulator.delivered) == 8
     assert len(site.emulator.returned) == 6
     assert statuses(campaign) == {"sent": 8, "queued": 6}
@@ -429,9 +429,9 @@ def test_16_letters_beyond_the_tenants_quota_come_back_and_leave_again_the_next_
         assert limits.closed_until(limits.state_of(alias), clock()) is not None
     site.assert_only_these_are_marked()
     before = len(sends(site))
-    site.live(22 * HOURS, reads_every=3 * HOURS)
+    site.live(22 * HOURS, step=HOURS, reads_every=5 * HOURS)
     assert len(sends(site)) == before
-    site.live(4 * HOURS, reads_every=HOURS)
+    site.live(4 * HOURS, step=20 * MINUTES, reads_every=HOURS)
     assert statuses(campaign) == {"sent": 14}
     assert len(site.emulator.delivered) == 14
     assert attempts_used() == {1}
@@ -450,7 +450,7 @@ def test_17_our_own_full_mailbox_stops_sending_and_the_reader_backs_off(site, ca
 
 def test_17_507_stops_as_well(site, campaign):
     fault(site, Answer.error(507, "QuotaExceededException", "Target mailbox quota exceeded."))
-    site.live(HOURS)
+    site.live(HOURS, step=10 * MINUTES)
     assert len(sends(site)) == 1
     assert statuses(campaign) == {"queued": 5}
 
