@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
-.PHONY: demo limits microsoft365 soak test test-sqlite test-postgresql check format screenshots pin clean
+.PHONY: demo limits microsoft soak test test-sqlite test-postgresql check format screenshots pin clean
 
 demo: $(READY)
 	@$(BIN)/python -m config.demo $(if $(ONCE),--once) $(if $(BOUNCES),--bounces $(BOUNCES))
@@ -31,7 +31,7 @@ limits: $(READY)
 	$(BIN)/python -m tests.postgresql $(BIN)/pytest -m slow tests/end_to_end $(ARGS)
 
 # 12,000 readers over two emulated days through one mailbox of Microsoft 365, with faults of all kinds.
-microsoft365: $(READY)
+microsoft: $(READY)
 	$(BIN)/pytest -m slow tests/microsoft365 $(ARGS)
 	$(BIN)/python -m tests.postgresql $(BIN)/pytest -m slow tests/microsoft365 $(ARGS)
 

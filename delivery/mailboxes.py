@@ -43,7 +43,7 @@ LONGEST_SILENCE = timedelta(hours=24)
 # After a silence: one cheap request, one as usual, and then as ever.
 ON_TRIAL = 2
 # A request that was not heard of for so long is over: its process is dead.
-LOST_AFTER = timedelta(minutes=10)
+LOST_AFTER = timedelta(minutes=5)
 # While all places are taken, somebody's answer is near: how often to ask, and for how long.
 ASK_AGAIN = timedelta(milliseconds=250)
 PATIENCE = timedelta(seconds=60)

@@ -279,10 +279,10 @@ def test_05_a_large_letter_waits_until_there_is_room_for_its_octets(clock):
     assert isinstance(ask(FROM, SMALL, clock(), 200), Turn)
 
 
-def test_a_request_whose_process_was_killed_holds_its_place_for_ten_minutes(clock):
+def test_a_request_whose_process_was_killed_holds_its_place_for_five_minutes(clock):
     assert all(isinstance(ask(FROM, SMALL, clock()), Turn) for _ in range(2))
     assert isinstance(ask(FROM, SMALL, clock()), Rest)
-    clock.advance(minutes=10)
+    clock.advance(minutes=5)
     assert isinstance(ask(FROM, SMALL, clock()), Turn)
 
 
