@@ -7,9 +7,9 @@ addresses had permanent fatal errors``, ``(expanded from: <ours>)``); Exchange 5
 (``did not reach some or all of the intended recipients``), 2007 and later (``Diagnostic
 information for administrators``), and Microsoft 365 where a mover lost the status part (``Status
 code: 550 5.1.10``, ``Recipient Address:``); Gmail before 2017 and Microsoft's SMTP service
-(``Delivery to the following recipient failed permanently``). Domino, GroupWise, MDaemon, IMail and
-all others are read as any text is: the one address in it that is also a recipient of the returned
-copy.
+(``Delivery to the following recipient failed permanently``); MailEnable and hMailServer
+(``could not be reached``); Cisco; KDDI. Domino, GroupWise, MDaemon, IMail and all others are read
+as any text is: the one address in it that is also a recipient of the returned copy.
 
 Quirks: Exim's X-Failed-Recipients stands on delay warnings too; its "failed" subject as well;
 sendmail's transcript names the relay's postmaster; Yahoo quotes the remote server, which quotes
@@ -87,7 +87,12 @@ FORMS = (
     ),
     _form(
         "Exchange 2007",
-        r"^Diagnostic information for administrators:?",
+        r"^(?:Diagnostic information for administrators|Diagnoseinformationen f.r Administratoren"
+        r"|Informations de diagnostic pour les administrateurs"
+        r"|Informaci.n de diagn.stico para (?:los )?administradores"
+        r"|Informazioni di diagnostica per gli amministratori"
+        r"|Diagnostische gegevens voor beheerders"
+        r"|Informa..es de diagn.stico para administradores)\s*:?",
         r"^[ \t]*<?(?P<address>ADDRESS)>?[ \t]*$(?=\n[^\n]*(?:#|\b[45]\d\d\b|Remote Server))",
     ),
     _form(
@@ -99,6 +104,27 @@ FORMS = (
         "Gmail, Microsoft SMTP",
         r"^Delivery to the following recipients? (?:has )?failed[^\n]*",
         r"^[ \t]+<?(?P<address>ADDRESS)>?[ \t]*$",
+    ),
+    _form(
+        "sendmail's transcript",
+        r"^[ \t]*-{2,}[ ]?Transcript of session follows[^\n]*",
+        r"^5\d\d[ -](?:5\.\d\.\d{1,3} )?<?(?P<address>ADDRESS)>?\.\.\. ",
+    ),
+    _form(
+        "MailEnable, hMailServer",
+        r"^The following recipient(?:s|\(s\))? could not be reached:?",
+        r"^[ \t]*(?:Recipient:[ \t]*\[SMTP:)?<?"
+        r"(?P<address>[^\s<>()\[\]\",;:]{1,64}@[\w.-]{1,255})>?\]?[ \t]*$",
+    ),
+    _form(
+        "Cisco",
+        r"^The following message to <ADDRESS> was undeliverable".replace("ADDRESS", _ADDRESS),
+        r"^The following message to <(?P<address>ADDRESS)> was undeliverable",
+    ),
+    _form(
+        "KDDI",
+        r"^Each of the following recipients was rejected\b",
+        r"^[ \t]*Recipient:[ \t]*<(?P<address>ADDRESS)>",
     ),
 )
 # Behind the last recipient: qmail's break paragraph, the transcript, a rule.

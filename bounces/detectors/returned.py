@@ -24,7 +24,10 @@ RETURNED_TYPES = frozenset(
 )
 # To whom a letter was meant to go, in its own header.
 _RECIPIENT_FIELDS = frozenset(
-    {"to", "cc", "bcc", "resent-to", "delivered-to", "x-original-to", "envelope-to", "x-rcpt-to"}
+    {
+        *("to", "cc", "bcc", "resent-to", "apparently-to"),
+        *("delivered-to", "x-original-to", "envelope-to", "x-envelope-to", "x-rcpt-to"),
+    }
 )
 _MESSAGE_ID = re.compile(r"<[^<>\s]{1,300}>")
 _RECEIVED_FOR = re.compile(r"\bfor\s+<?([^\s<>;()]+@[^\s<>;()]+)>?", re.IGNORECASE)

@@ -2,7 +2,8 @@
 
 A text names postmasters, senders, lists and Message-IDs beside the address that failed. So an
 address is believed only where it stands in the notification *and* is a recipient of the returned
-copy (or of Exim's X-Failed-Recipients). Measured on 321 real text bounces: right in 99.4 % of
+copy (or of Exim's X-Failed-Recipients, or written into the return path as lists do:
+``list-bounces+reader=domain@``). Measured on 321 real text bounces: right in 99.4 % of
 what it names, and it names somebody in 47 %; the others are kept for a person. An address that
 only the text names is reported as not witnessed, and then counts for nobody but the reader whose
 signed token the mail came to: our own sent log is the second witness.
@@ -72,14 +73,23 @@ class Notice:
     subject: str
     returned: Returned
     named_by_header: frozenset[str]
+    # Return paths of both, in lower case: lists write the reader into them (reader=domain@).
+    return_paths: str = ""
 
     @property
     def matter(self) -> Matter:
         return matter_of(self.subject, self.text)
 
     def is_witnessed(self, address: str) -> bool:
-        """Whether the returned letter was for this address, or a header says that it failed."""
-        return address.lower() in self.returned.recipients | self.named_by_header
+        """Whether the returned letter was for this address, its return path was made for it, or a
+        header says that it failed."""
+        address = address.lower()
+        if address in self.returned.recipients | self.named_by_header:
+            return True
+        within = f"{address.replace('@', '=')}@"
+        return "=" in self.return_paths and any(
+            f"{mark}{within}" in self.return_paths for mark in "+-<\n"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +121,16 @@ def read_notice(mail: IncomingMail) -> Notice | None:
     if not any(part.content_type in RETURNED_TYPES for part in leaves):
         returned = of_header(read_fields(below.encode("utf-8", "replace")))
     failed = ",".join(mail.headers("x-failed-recipients"))
+    paths = [
+        returned.return_path,
+        *(v for name in ("delivered-to", "x-original-to", "to") for v in mail.headers(name)[:5]),
+    ]
     return Notice(
         text=text,
         subject=mail.header("subject")[:500],
         returned=returned,
         named_by_header=frozenset(address.lower() for address in addresses_in(failed[:4000])),
+        return_paths="\n" + "\n".join(path[:1000].lower() for path in paths),
     )
 
 
