@@ -81,6 +81,11 @@ def recognise(mail: IncomingMail) -> str:
     return _by_structure(mail) or _by_header(mail)
 
 
+def is_titled_as_one(mail: IncomingMail) -> bool:
+    """Whether the subject is that of an automatic reply."""
+    return bool(_SUBJECT.match(mail.header("subject")[:200]))
+
+
 def _by_structure(mail: IncomingMail) -> str:
     archive = False
     for part, containers in own_parts(mail.parts):
@@ -110,7 +115,6 @@ def _by_header(mail: IncomingMail) -> str:
     if mail.header("precedence").strip().lower() == "auto_reply":
         return "an automatic reply: Precedence says so"
     says_machine = submitted.startswith("auto-") or bool(mail.header("x-auto-response-suppress"))
-    subject = mail.header("subject")
-    if _SUBJECT.match(subject[:200]) and (says_machine or mail.header("return-path") == "<>"):
+    if is_titled_as_one(mail) and (says_machine or mail.header("return-path") == "<>"):
         return "an automatic reply: its subject, and a header field of machines"
     return ""

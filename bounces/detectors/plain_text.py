@@ -23,6 +23,7 @@ import re
 from dataclasses import dataclass
 
 from bounces.detectors.addresses import is_address
+from bounces.detectors.auto_reply import is_titled_as_one
 from bounces.detectors.base import IncomingMail
 from bounces.detectors.mime import own_parts
 from bounces.detectors.witnesses import (
@@ -168,7 +169,8 @@ def _notice(mail: IncomingMail) -> Notice | None:
         for part, _ in own_parts(mail.parts)
     ):
         return None
-    return read_notice(mail)
+    # A postmaster has holidays too.
+    return None if is_titled_as_one(mail) else read_notice(mail)
 
 
 def _suspects(notice: Notice) -> tuple[str, list[Suspect]]:

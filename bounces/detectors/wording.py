@@ -21,13 +21,14 @@ DELAY = (
     "still in the queue", "not yet been delivered", "not been delivered yet",
     "hasn't been delivered yet", "kept in the queue", "kept in the mail queue",
     "temporarily deferred", "temporary problem delivering",
-    "could not send message for past", "will be tried for", "retry your message",
+    "be delivered until", "could not send message for past", "will be tried for",
+    "retry your message",
     "weiterhin versucht", "erneut versucht", "verzögert", "noch nicht zugestellt",
     "retardé", "sera réessayé", "retrasad", "se seguirá intentando", "vertraagd", "in ritardo",
 )  # fmt: skip
 DELAY_IN_SUBJECT = (
-    "(delay)", "(delayed)", "delayed", "delay ", "warning:", "still trying", "temporar", "queued",
-    "verzögert",
+    "(delay)", "(delayed)", "delayed", "delay ", "delivery delay", "warning:", "still trying",
+    "temporar", "queued", "verzögert",
 )  # fmt: skip
 SUCCESS = (
     "was successfully delivered", "were successfully delivered", "been successfully delivered",
