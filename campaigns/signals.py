@@ -14,6 +14,10 @@ test_requested = Signal()
 # Receivers return one sentence for a person, or None when they hold nothing up.
 waiting_asked = Signal()
 
+# A page wants to say when a campaign that were sent now would be done. Arguments: campaign, readers
+# (how many). Receivers return one sentence for a person, or None.
+forecast_asked = Signal()
+
 # A reader used the unsubscribe link of a campaign's letter, perhaps for the second time: so the
 # letter had arrived. Sent after commit. Arguments: campaign_id, subscriber_id.
 unsubscribed = Signal()

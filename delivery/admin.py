@@ -14,7 +14,7 @@ from django.contrib import admin, messages
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.utils import unquote
 from django.contrib.admin.views.main import SEARCH_VAR
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.paginator import InvalidPage, Paginator
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
@@ -44,14 +44,18 @@ from delivery import (
     admin_alerts,  # noqa: F401  (it registers itself)
     limits,
     mailboxes,
+    setup_test,
     slots,
 )
 from delivery.admin_doubts import DoubtDecisions, mark_where_it_broke, where_it_broke
 from delivery.admin_parts import ReadOnlyAdmin, moment, on_one_line
+from delivery.clocks import database_now
 from delivery.composing import envelope_of, message_id_of
 from delivery.conf import delivery_settings
+from delivery.forecast import gauge
 from delivery.listing import DeliveryPaginator, Selection
 from delivery.models import Delivery, ProviderState, UnclassifiedReply
+from delivery.rates import in_words
 from delivery.states import DeliveryStatus
 from delivery.story import story_of, unconfirmed_in_words
 from delivery.why import asked_campaigns, why
@@ -402,8 +406,42 @@ class ProviderStateAdmin(ReadOnlyAdmin):
                 self.admin_site.admin_view(self.resume_view),
                 name="delivery_providerstate_resume",
             ),
+            path(
+                "<int:pk>/test/",
+                self.admin_site.admin_view(self.test_view),
+                name="delivery_providerstate_test",
+            ),
         ]
         return own + super().get_urls()
+
+    def has_test_provider_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("delivery.test_provider")
+
+    def test_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """The button "Test": one letter to an address of one's own, and what was kept of it."""
+        if request.method != "POST":
+            return HttpResponseNotAllowed(["POST"])
+        if not self.has_test_provider_permission(request):
+            raise PermissionDenied
+        state = ProviderState.objects.filter(pk=pk).first()
+        provider = delivery_settings().providers.get(state.alias) if state else None
+        if state is None or provider is None:
+            return self._get_obj_does_not_exist_redirect(request, self.opts, str(pk))
+        try:
+            sender = normalise_address(request.POST.get("sender", ""))
+            to = normalise_address(request.POST.get("to", "") or sender)
+        except ValidationError:
+            self.message_user(request, _("Which addresses? Give both."), messages.ERROR)
+        else:
+            report = setup_test.run(
+                provider, sender, to, database_now, waits=setup_test.WAITS_ON_A_PAGE
+            )
+            self.log_change(request, state, "Tested." if report.ok else "Tested in vain.")
+            for finding in report.findings:
+                self.message_user(request, finding, messages.SUCCESS)
+            for warning in report.warnings:
+                self.message_user(request, warning, messages.WARNING)
+        return HttpResponseRedirect(reverse("admin:delivery_providerstate_change", args=[pk]))
 
     def resume_view(self, request: HttpRequest, pk: int) -> HttpResponse:
         """The button "Open again" on a provider's page."""
@@ -449,10 +487,12 @@ class ProviderStateAdmin(ReadOnlyAdmin):
             "condition": condition,
             "words": words,
             "provider": provider,
-            "limits": [
-                (limit, limits.used(limit, timezone.now()))
+            "gauges": [
+                (gauge(limit, timezone.now()), in_words(limit))
                 for limit in (provider.limits if provider else ())
             ],
+            "may_test": provider is not None and self.has_test_provider_permission(request),
+            "sender": setup_test.sender_of(provider) if provider else "",
             "pools": delivery_settings().names_of(state.alias)[1:],
             "connections": slots.view(state.alias, provider.connections if provider else None),
             "may_resume": self.has_resume_provider_permission(request)

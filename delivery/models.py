@@ -308,7 +308,10 @@ class ProviderState(models.Model):
     class Meta:
         verbose_name = _("provider")
         verbose_name_plural = _("providers")
-        permissions = [("resume_provider", _("Can open a paused provider"))]
+        permissions = [
+            ("resume_provider", _("Can open a paused provider")),
+            ("test_provider", _("Can send a test letter through a provider")),
+        ]
 
     def __str__(self) -> str:
         return self.alias

@@ -65,3 +65,13 @@ def parse_rate(text: str) -> tuple[int, timedelta]:
     if not match or int(match[1]) == 0 or match[2] == "0":
         raise ValueError(f'"{text}" is not a rate such as "30/minute" or "50/5 minutes"')
     return int(match[1]), int(match[2] or 1) * _UNITS[match[3].lower()]
+
+
+def in_words(limit: Limit) -> str:
+    """ "10,000 a day", "28 a minute", "50 in 5 minutes": for a person, in English as in the
+    settings."""
+    for unit, length in reversed(_UNITS.items()):
+        number, rest = divmod(limit.window, length)
+        if number >= 1 and not rest:
+            return f"{limit.permits:,} " + (f"a {unit}" if number == 1 else f"in {number} {unit}s")
+    return f"{limit.permits:,} in {limit.window.total_seconds():g} seconds"

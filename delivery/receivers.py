@@ -13,11 +13,19 @@ from django.utils.translation import gettext as _
 
 from campaigns.addresses import address_key
 from campaigns.models import Campaign, Edition, Subscriber
-from campaigns.signals import campaign_moved, test_requested, unsubscribed, waiting_asked
+from campaigns.signals import (
+    campaign_moved,
+    forecast_asked,
+    test_requested,
+    unsubscribed,
+    waiting_asked,
+)
 from campaigns.states import CampaignStatus
 from delivery import alerts, coordinator, doubts, limits, queue
 from delivery.conf import delivery_settings
+from delivery.forecast import forecast_of
 from delivery.models import Alert, Delivery
+from delivery.rates import in_words
 from delivery.states import DeliveryStatus
 from delivery.tasks import wake_coordinator, wake_workers
 
@@ -83,6 +91,28 @@ def why_it_waits(sender: Any, campaign: Campaign, **kwargs: Any) -> str | None:
             "when": date_format(timezone.localtime(due), "H:i")
         }
     return None
+
+
+@receiver(forecast_asked)
+def when_it_would_be_done(
+    sender: Any, campaign: Campaign, readers: int, **kwargs: Any
+) -> str | None:
+    """The earliest end that the limits permit, and which of them decides; None where none does."""
+    settings = delivery_settings()
+    members = settings.members_of(campaign.provider)
+    now = timezone.now()
+    if not members or not readers:
+        return None
+    found = forecast_of(settings, members, readers, now)
+    if found.limit is None:
+        return None
+    ends_at = timezone.localtime(found.ends_at)
+    is_today = ends_at.date() == timezone.localtime(now).date()
+    return _("not before %(when)s; what decides is the limit of %(limit)s (%(scope)s)") % {
+        "when": date_format(ends_at, "H:i" if is_today else "l, j F, H:i"),
+        "limit": in_words(found.limit),
+        "scope": found.limit.scope,
+    }
 
 
 @receiver(unsubscribed)

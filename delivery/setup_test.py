@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from email import message_from_bytes
@@ -30,6 +30,8 @@ from delivery.outcomes import Accepted, Outcome, Unavailable, Unconfirmed
 
 # Seconds between the tries to read the letter back: it may need minutes until it is seen.
 WAITS = (3.0, 5.0, 10.0, 20.0, 30.0)
+# While somebody looks at a page that is loading.
+WAITS_ON_A_PAGE = (1.0, 2.0, 4.0, 8.0)
 UNSUBSCRIBE = "<https://news.example.org/unsubscribe/set-up-test>"
 ONE_CLICK = "List-Unsubscribe=One-Click"
 LIST_FIELDS = ("list-unsubscribe", "list-unsubscribe-post")
@@ -63,6 +65,12 @@ def test_letter(sender: str, to: str, now: datetime) -> tuple[OutgoingMessage, s
 test_letter.__test__ = False  # type: ignore[attr-defined]
 
 
+def sender_of(settings: ProviderSettings) -> str:
+    """The address as which a provider sends, where its options name one; empty otherwise."""
+    named = str(settings.options.get("mailbox") or settings.options.get("username") or "")
+    return named if "@" in named else ""
+
+
 def run(
     settings: ProviderSettings,
     sender: str,
@@ -70,6 +78,7 @@ def run(
     clock: Callable[[], datetime],
     sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
     provider: Any = None,
+    waits: Sequence[float] = WAITS,
 ) -> Report:
     """Sends one letter through the provider, under its limits, and reads it back if it can.
 
@@ -105,7 +114,7 @@ def run(
     provider = provider or settings.make()
     try:
         outcome, sent, received = asyncio.run(
-            _send_and_read(provider, letter, subject, sleep, clock)
+            _send_and_read(provider, letter, subject, sleep, clock, waits)
         )
     finally:
         limits.settle(grant, [monotonic()])
@@ -123,14 +132,19 @@ async def _send_and_read(
     subject: str,
     sleep: Callable[[float], Awaitable[Any]],
     clock: Callable[[], datetime],
+    waits: Sequence[float],
 ) -> tuple[Outcome, Any, Any]:
     async with Bridge() as bridge:
         mailboxes.guard(provider, bridge, clock)
-        return await _guarded(provider, letter, subject, sleep)
+        return await _guarded(provider, letter, subject, sleep, waits)
 
 
 async def _guarded(
-    provider: Any, letter: OutgoingMessage, subject: str, sleep: Callable[[float], Awaitable[Any]]
+    provider: Any,
+    letter: OutgoingMessage,
+    subject: str,
+    sleep: Callable[[float], Awaitable[Any]],
+    waits: Sequence[float],
 ) -> tuple[Outcome, Any, Any]:
     sent = received = None
     await provider.open()
@@ -138,7 +152,7 @@ async def _guarded(
         outcome = await provider.send(letter)
         if isinstance(outcome, Accepted) and hasattr(provider, "copy_of"):
             to_itself = letter.envelope.rcpt_to.lower() == letter.envelope.mail_from.lower()
-            for wait in WAITS:
+            for wait in waits:
                 await sleep(wait)
                 sent = sent or await provider.copy_of(letter, "sentitems", subject)
                 if to_itself:

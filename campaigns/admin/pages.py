@@ -41,7 +41,7 @@ from campaigns.models import (
 )
 from campaigns.preflight import preflight
 from campaigns.progress import ALWAYS_SHOWN, Progress
-from campaigns.signals import test_requested, waiting_asked
+from campaigns.signals import forecast_asked, test_requested, waiting_asked
 from campaigns.states import CampaignStatus
 from campaigns.unsubscribe import NOBODY, unsubscribe_url
 
@@ -295,6 +295,8 @@ def show_send_page(
 ) -> HttpResponse:
     findings = preflight(campaign)
     now = timezone.localtime()
+    readers = audience_count(campaign)
+    answers = forecast_asked.send_robust(sender=Campaign, campaign=campaign, readers=readers)
     response = show(
         model_admin,
         request,
@@ -303,7 +305,8 @@ def show_send_page(
         fails=[finding for finding in findings if finding.level == "fail"],
         warnings=[finding for finding in findings if finding.level == "warn"],
         warning_codes=",".join(finding.code for finding in findings if finding.level == "warn"),
-        readers=audience_count(campaign),
+        readers=readers,
+        forecasts=[answer for _receiver, answer in answers if isinstance(answer, str)],
         include_lists=campaign.include_lists.all(),
         exclude_lists=campaign.exclude_lists.all(),
         form=form,

@@ -74,7 +74,7 @@ class Migration(migrations.Migration):
             options={
                 'verbose_name': 'provider',
                 'verbose_name_plural': 'providers',
-                'permissions': [('resume_provider', 'Can open a paused provider')],
+                'permissions': [('resume_provider', 'Can open a paused provider'), ('test_provider', 'Can send a test letter through a provider')],
             },
         ),
         migrations.CreateModel(

@@ -13,15 +13,17 @@ from django.http import HttpResponse
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.html import escape
 
-from campaigns.models import CampaignTotals
+from campaigns.models import Campaign, CampaignTotals
 from delivery import limits, listing, mailboxes, slots
 from delivery.clocks import database_now
 from delivery.composing import compose, letters_of
 from delivery.conf import delivery_settings
 from delivery.listing import DeliveryPaginator, Selection
 from delivery.models import Delivery, ProviderState
+from delivery.providers.memory import MemoryProvider
 from delivery.queue import Claimed
 from tests.delivery.rows import a_campaign, a_letter, a_reader, an_attempt
 
@@ -407,7 +409,7 @@ def test_each_provider_of_the_settings_is_listed_and_none_of_its_options(
     assert "SMTPProvider" in html
     state = ProviderState.objects.get(alias="default")
     html += text(page(admin_client, "admin:delivery_providerstate_change", state.pk))
-    assert "30 per 0:01:00" in html
+    assert "30 a minute" in html
     assert "planted-secret" not in html
 
 
@@ -431,7 +433,8 @@ def test_a_providers_page_shows_what_counts_and_how_many_connections_it_bears(
     page(admin_client, "admin:delivery_providerstate_changelist")
     state = ProviderState.objects.get(alias="default")
     html = text(page(admin_client, "admin:delivery_providerstate_change", state.pk))
-    assert "7 count at this moment" in html
+    assert "1,000 a day" in html
+    assert "7 of 1,000" in html
     assert "2 of 4 in use" in html
     assert "Reduced to 2 since" in html
 
@@ -457,6 +460,59 @@ def test_a_stopped_provider_is_opened_by_a_post_with_its_permission(now: datetim
     assert LogEntry.objects.get().change_message == "Opened again."
     operator.post(url)
     assert LogEntry.objects.count() == 1  # it was open already
+
+
+def test_a_provider_is_tested_by_a_post_with_its_permission(
+    admin_client: Client, settings: Any
+) -> None:
+    page(admin_client, "admin:delivery_providerstate_changelist")
+    state = ProviderState.objects.get(alias="default")
+    url = reverse("admin:delivery_providerstate_test", args=[state.pk])
+    addresses = {"sender": "news@example.org", "to": "me@example.org"}
+    viewer = staff_with("view_providerstate")
+    assert viewer.post(url, addresses).status_code == 403
+    assert url not in text(page(viewer, "admin:delivery_providerstate_change", state.pk))
+    assert admin_client.get(url).status_code == 405
+    assert "Give both" in text(admin_client.post(url, {"sender": "nobody"}, follow=True))
+    before = len(MemoryProvider.outbox)
+    html = text(admin_client.post(url, addresses, follow=True))
+    assert "Accepted: 250 kept" in html
+    assert len(MemoryProvider.outbox) == before + 1
+    assert LogEntry.objects.get().change_message == "Tested."
+
+
+def test_a_test_into_a_silence_says_until_when_it_rests(
+    admin_client: Client, settings: Any
+) -> None:
+    options = {"host": "smtp.office365.com", "username": "news@contoso.example", "password": "x"}
+    provider = {"BACKEND": "delivery.providers.smtp.SMTPProvider", "OPTIONS": options}
+    settings.DELIVERY = settings.DELIVERY | {"PROVIDERS": {"default": provider}}
+    turn = mailboxes.ask("news@contoso.example", None, database_now())
+    mailboxes.done("news@contoso.example", turn, database_now(), "429 Too many objects")
+    state = ProviderState.objects.get(alias="default")
+    url = reverse("admin:delivery_providerstate_test", args=[state.pk])
+    addresses = {"sender": "news@contoso.example", "to": "news@contoso.example"}
+    until = mailboxes.resting_until("news@contoso.example", database_now())
+    html = text(admin_client.post(url, addresses, follow=True))
+    assert f"Resting until {timezone.localtime(until):%H:%M}" in html
+
+
+def test_before_a_campaign_starts_its_page_says_when_it_will_be_done_and_why(
+    admin_client: Client, settings: Any, campaign: Campaign
+) -> None:
+    draft = Campaign.objects.create(
+        name="June", from_email="news@example.org", subject="News", html="<p>Good day.</p>"
+    )
+    draft.include_lists.set(campaign.include_lists.all())
+    address = reverse("admin:campaigns_campaign_send", args=[draft.pk])
+    assert 'id="forecast"' not in text(admin_client.get(address))
+    memory = settings.DELIVERY["PROVIDERS"]["default"]
+    limits_set = [{"rate": "28/minute"}, {"cap": "5/day", "scope": "mailbox:news"}]
+    settings.DELIVERY = settings.DELIVERY | {
+        "PROVIDERS": {"default": memory | {"LIMITS": limits_set}}
+    }
+    html = text(admin_client.get(address))
+    assert "what decides is the limit of 5 a day (mailbox:news)" in html
 
 
 def test_a_mailboxs_rest_is_shown_and_opened_by_nobody(admin_client: Client, settings) -> None:

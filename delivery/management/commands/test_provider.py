@@ -24,8 +24,7 @@ class Command(BaseCommand):
         settings = delivery_settings().providers.get(alias)
         if settings is None:
             raise CommandError(f"DELIVERY['PROVIDERS'] has no working entry {alias!r}.")
-        named = settings.options
-        sender = options["sender"] or named.get("mailbox") or named.get("username") or ""
+        sender = options["sender"] or setup_test.sender_of(settings)
         if "@" not in sender:
             raise CommandError("Which From address? Give --from.")
         report = setup_test.run(settings, sender, options["to"] or sender, timezone.now)
