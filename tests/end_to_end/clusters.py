@@ -94,6 +94,17 @@ class Cluster:
             return kill(dice.choice(self.processes()), int(self.environment["SMTP_PORT"]))
         return None
 
+    def kill_all(self) -> list[Killed]:
+        """As a watchdog does with a cluster that does nothing any more."""
+        port = int(self.environment["SMTP_PORT"])
+        killed = []
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                killed.append(kill(process, port))
+        if self.process is not None:
+            self.process.wait()
+        return killed
+
     def stop(self) -> None:
         """Ends all of it at once."""
         for group in self.groups:
