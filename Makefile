@@ -26,6 +26,12 @@ soak: $(READY)
 	PENNYPOST_SOAK=1 $(BIN)/pytest tests/end_to_end/test_soak.py $(ARGS)
 	PENNYPOST_SOAK=1 $(BIN)/python -m tests.postgresql $(BIN)/pytest tests/end_to_end/test_soak.py $(ARGS)
 
+# Bounce pollers killed at twenty moments with each kind of mailbox, storms at their full size, and
+# longer fuzzing.
+bounces: $(READY)
+	PENNYPOST_SOAK=1 $(BIN)/pytest -m "slow or not slow" tests/bounces $(ARGS)
+	PENNYPOST_SOAK=1 $(BIN)/python -m tests.postgresql $(BIN)/pytest tests/bounces/test_killed_poller.py $(ARGS)
+
 # Limits in real time, by three clusters as three hosts; needs a machine with little else to do.
 limits: $(READY)
 	$(BIN)/python -m tests.postgresql $(BIN)/pytest -m slow tests/end_to_end $(ARGS)
