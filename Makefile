@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
-.PHONY: demo limits microsoft soak test test-sqlite test-postgresql check format screenshots pin clean
+.PHONY: demo limits microsoft pollers soak test test-sqlite test-postgresql check format screenshots pin clean
 
 demo: $(READY)
 	@$(BIN)/python -m config.demo $(if $(ONCE),--once) $(if $(BOUNCES),--bounces $(BOUNCES))
@@ -28,7 +28,7 @@ soak: $(READY)
 
 # Bounce pollers killed at twenty moments with each kind of mailbox, storms at their full size, and
 # longer fuzzing.
-bounces: $(READY)
+pollers: $(READY)
 	PENNYPOST_SOAK=1 $(BIN)/pytest -m "slow or not slow" tests/bounces $(ARGS)
 	PENNYPOST_SOAK=1 $(BIN)/python -m tests.postgresql $(BIN)/pytest tests/bounces/test_killed_poller.py $(ARGS)
 

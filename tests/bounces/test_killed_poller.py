@@ -1,6 +1,6 @@
 """A real poller, killed with SIGKILL at a random moment: nothing lost, nothing counted twice.
 
-A seed of each kind of mailbox in the suite; twenty of each with PENNYPOST_SOAK=1 (make bounces).
+A seed of each kind of mailbox in the suite; twenty of each with PENNYPOST_SOAK=1 (make pollers).
 """
 
 from __future__ import annotations
