@@ -9,7 +9,7 @@ READY  := $(VENV)/.installed
 .PHONY: demo limits microsoft pollers soak test test-sqlite test-postgresql check format screenshots pin clean
 
 demo: $(READY)
-	@$(BIN)/python -m config.demo $(if $(ONCE),--once) $(if $(BOUNCES),--bounces $(BOUNCES))
+	@$(BIN)/python -m config.demo $(if $(ONCE),--once) $(if $(BOUNCES),--bounces $(BOUNCES)) $(if $(GRAPH),--graph)
 
 test: test-sqlite test-postgresql
 

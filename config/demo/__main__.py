@@ -32,7 +32,13 @@ def main(arguments: list[str] | None = None) -> int:
     # The children are started with paths of this project, wherever make was called.
     os.chdir(BASE_DIR)
     try:
-        with Folder.usual() as folder, chosen_mailbox(options.bounces, folder.bounces) as mailbox:
+        kind = "graph" if options.graph else options.bounces
+        with (
+            Folder.usual() as folder,
+            chosen_mailbox(
+                kind, folder.bounces, folder.smtp_log if options.graph else None
+            ) as mailbox,
+        ):
             return run(options, terminal, folder, mailbox)
     except (FolderInUseError, MailboxError, ChildError, ShowError, OSError) as error:
         try:
@@ -53,6 +59,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--bounces", choices=KINDS, default="maildir", help="the mailbox that reports come to"
     )
+    parser.add_argument(
+        "--graph", action="store_true",
+        help="send and read through the emulator of Microsoft Graph instead of SMTP",
+    )  # fmt: skip
     parser.add_argument("--web-port", type=int, default=WEB_PORT, help="or the next free one")
     parser.add_argument("--smtp-port", type=int, default=SMTP_PORT, help="or the next free one")
     return parser.parse_args(arguments)
@@ -78,7 +88,7 @@ def run(
     folder.make_fresh()
     web_port = chosen(terminal, "web server", options.web_port)
     smtp_port = chosen(terminal, "SMTP server", options.smtp_port, but_not=web_port)
-    environment = folder.environment(web_port, smtp_port, mailbox.entry)
+    environment = folder.environment(web_port, smtp_port, mailbox.entry, mailbox.provider)
     # This process is one of those that live in it: it uses the product's own functions.
     os.environ.clear()
     os.environ.update(environment)

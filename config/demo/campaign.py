@@ -83,14 +83,17 @@ def poll_bounces() -> None:
     async_task("bounces.tasks.poll_mailboxes")
 
 
-def letters_of(campaign: Campaign) -> list[Letter]:
-    """Every letter of the campaign, with the return path and the Message-ID that are its own."""
+def letters_of(campaign: Campaign, *, by_message_id: bool = False) -> list[Letter]:
+    """Every letter of the campaign, with the return path and the Message-ID that are its own; the
+    latter for both where the server knows no envelope."""
     rows = Delivery.objects.filter(campaign=campaign, is_test=False)
     return [
         Letter(
             rcpt_to=rcpt_to,
             status=status,
-            return_path=envelope_of(delivery_id, rcpt_to, campaign.from_email).mail_from,
+            return_path=message_id_of(delivery_id, campaign.pk)
+            if by_message_id
+            else envelope_of(delivery_id, rcpt_to, campaign.from_email).mail_from,
             message_id=message_id_of(delivery_id, campaign.pk),
         )
         for delivery_id, rcpt_to, status in rows.values_list("id", "rcpt_to", "status")

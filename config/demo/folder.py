@@ -138,7 +138,11 @@ class Folder:
         make_maildir(self.bounces)
 
     def environment(
-        self, web_port: int, smtp_port: int, mailbox: Mapping[str, Any]
+        self,
+        web_port: int,
+        smtp_port: int,
+        mailbox: Mapping[str, Any],
+        provider: Mapping[str, Any] | None = None,
     ) -> dict[str, str]:
         """The environment of all processes of this run; ``mailbox`` is their bounce mailbox. Makes
         the run's secret key."""
@@ -147,6 +151,7 @@ class Folder:
         key_file.touch(mode=0o600)
         key_file.write_text(secret_key + "\n", encoding="ascii")
         inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+        by_graph = {"DEMO_PROVIDER": json.dumps(provider)} if provider else {}
         return inherited | {
             "DJANGO_SETTINGS_MODULE": "config.demo.settings",
             "PENNYPOST_VAR": str(self.path),
@@ -164,4 +169,5 @@ class Folder:
             "DELIVERY_CYCLE_BATCH_SIZE": "100",
             "DELIVERY_SEND_BATCH_SIZE": "20",
             "PYTHONUNBUFFERED": "1",
+            **by_graph,
         }

@@ -113,10 +113,15 @@ def _twice(sentence: str, values: Iterable[str]) -> list[str]:
 
 
 def entries_of(
-    imported: int, totals: Mapping[str, int], lines: Sequence[LogLine], suppressed: int
+    imported: int,
+    totals: Mapping[str, int],
+    lines: Sequence[LogLine],
+    suppressed: int,
+    fate: Counter[Fate] | None = None,
+    server: str = "SMTP server",
 ) -> list[Entry]:
-    """What this run had to come to, beside what it came to."""
-    fate = fates()
+    """What this run had to come to, beside what it came to. ``fate``: how many meet which."""
+    fate = fate or fates()
     everybody = sum(fate.values())
     events = Counter(line.event for line in lines)
     usual = ("sent", "bounced", "rejected")
@@ -131,7 +136,7 @@ def entries_of(
         Entry("sent, then bounced", fate[Fate.REPORTED], totals["bounced"], indent=1),
         Entry("rejected", fate[Fate.REFUSED], totals["rejected"], indent=1),
         Entry("anything else", 0, others, indent=1),
-        Entry("Letters that the SMTP server accepted", everybody - fate[Fate.REFUSED],
+        Entry(f"Letters that the {server} accepted", everybody - fate[Fate.REFUSED],
               events["accepted"]),
         Entry("refused to a reader (550)", fate[Fate.REFUSED], events["refused"], indent=1),
         Entry("deferred once (450)", fate[Fate.DEFERRED_ONCE], events["deferred"], indent=1),

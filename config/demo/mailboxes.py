@@ -16,6 +16,7 @@ from typing import Any
 from config.demo import dovecot
 from config.demo.ports import free_port
 from config.demo.processes import Child, Children, answers
+from config.demo.world import Fate
 
 KINDS = ("maildir", "imap", "pop3", "graph")
 IMAP_PORT, POP3_PORT, GRAPH_PORT = 2143, 2110, 8365
@@ -53,6 +54,9 @@ class DemoMailbox:
     def told(self) -> str:
         """What is said of it when the processes have started; "" for nothing."""
         return ""
+
+    # The provider as DELIVERY has it, where this mailbox sends too; None: the SMTP server sends.
+    provider: dict[str, Any] | None = None
 
     def start(self, children: Children, start: Start) -> None:
         """Starts what serves the mailbox, and waits until it answers; a Maildir needs nobody."""
@@ -107,9 +111,17 @@ class ServedByDovecot(DemoMailbox):
 class ServedByGraph(DemoMailbox):
     """Behind the emulator of Microsoft Graph, whose mailbox takes in what the Maildir gets."""
 
-    def __init__(self, maildir: Path) -> None:
+    def __init__(self, maildir: Path, log: Path | None = None) -> None:
         super().__init__(maildir)
         self.port = free_port(GRAPH_PORT)
+        self.log = log
+        if log is not None:
+            self.provider = {
+                "PROFILE": "microsoft365-graph",
+                "OPTIONS": self.entry["OPTIONS"],
+                # Microsoft's 28 letters a minute would make an hour's show.
+                "LIMITS": [],
+            }
 
     @property
     def entry(self) -> dict[str, Any]:
@@ -123,24 +135,28 @@ class ServedByGraph(DemoMailbox):
         return f"emulator of Microsoft Graph on {self.port}"
 
     def start(self, children: Children, start: Start) -> None:
+        # Graph refuses no reader at once: who is gone comes back, as who bounces.
+        gone = [part for fate in (Fate.REFUSED, Fate.REPORTED) for part in ("--gone", fate)]
         child = start(
             "Graph emulator", "graph-emulator.log", sys.executable, "manage.py", "graph_emulator",
-            "--port", str(self.port), "--mailbox", ACCOUNT, "--take-in", str(self.maildir),
+            "--port", str(self.port), "--mailbox", ACCOUNT,
+            *(["--log", str(self.log), *gone] if self.log else ["--take-in", str(self.maildir)]),
         )  # fmt: skip
         request = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         children.wait_for(child, lambda: answers(self.port, b"HTTP/1.1 ", request), START_SECONDS)
 
 
 @contextmanager
-def chosen_mailbox(kind: str, maildir: Path) -> Iterator[DemoMailbox]:
-    """The mailbox of this kind; MailboxError when this machine cannot have it. What it needs on
-    the disk is gone after the block."""
+def chosen_mailbox(kind: str, maildir: Path, sends_to: Path | None = None) -> Iterator[DemoMailbox]:
+    """The mailbox of this kind; MailboxError when this machine cannot have it. What it needs on the
+    disk is gone after the block. ``sends_to``: with kind "graph", the log of the letters that it
+    sends as well."""
     if kind in PROTOCOLS:
         if not dovecot.BINARY:
             raise MailboxError(NO_DOVECOT)
         with dovecot.folder_for_dovecot() as folder:
             yield ServedByDovecot(kind, folder)
     elif kind == "graph":
-        yield ServedByGraph(maildir)
+        yield ServedByGraph(maildir, sends_to)
     else:
         yield DemoMailbox(maildir)

@@ -46,6 +46,9 @@ LARGEST_REQUEST = 4_000_000
 LETTERS_APART = timedelta(seconds=2)  # 30 a minute
 MOVES = 500
 
+RECIPIENT_NOT_FOUND = (
+    "550 5.1.10 RESOLVER.ADR.RecipientNotFound; Recipient not found by SMTP address lookup"
+)
 TENANT_IS_OVER = (
     "550 5.7.233 Your message can't be sent because your tenant exceeded its daily limit for"
     " sending email to external recipients (tenant external recipient rate limit)"
@@ -189,6 +192,8 @@ class GraphEmulator:
         self.readers_a_day = readers_a_day
         self.tenant_readers_a_day = tenant_readers_a_day
         self.reported_after = reported_after
+        # Addresses that begin with one of these are unreachable too.
+        self.gone: tuple[str, ...] = ()
         self.faults: list[Fault] = []
         # Asked for each request that no fault fits: a soak test throws dice here.
         self.chance: Callable[[str], Fault | None] = lambda line: None
@@ -551,6 +556,8 @@ class GraphEmulator:
             if len(self._tenant) >= self.tenant_readers_a_day:
                 return TENANT_IS_OVER
             self._tenant.append(now)
+        if self.gone and address.lower().startswith(self.gone):
+            return RECIPIENT_NOT_FOUND
         return self.unreachable.get(address.lower(), "")
 
     def _bring_reports(self) -> None:

@@ -47,3 +47,23 @@ def test_without_a_dovecot_the_demo_says_which_package_it_needs(tmp_path, monkey
     monkeypatch.setattr(dovecot, "BINARY", None)
     with pytest.raises(MailboxError, match="dovecot-imapd"), chosen_mailbox("imap", tmp_path):
         pass
+
+
+def test_a_campaign_sent_and_read_through_graph_equals_the_emulators_own_log(
+    tmp_path: Path, ports: tuple[int, int]
+) -> None:
+    with demo(tmp_path, ports, "--once", "--graph", readers=200) as process:
+        output, _ = process.communicate(timeout=LONGEST)
+    assert process.returncode == 0, output
+    assert "200 letters compared with the emulator of Microsoft Graph's own log" in output
+    assert "SMTP server on" not in output
+    assert "The ledger balances." in output
+    for label, number in {
+        "sent": "192",
+        "sent, then bounced": "8",
+        "rejected": "0",
+        "Letters that the emulator of Microsoft Graph accepted": "200",
+        "Addresses suppressed": "8",
+    }.items():
+        assert re.search(rf"^ +{re.escape(label)} +{number} +{number}  ✓$", output, re.M), label
+    assert_all_gone(pids(tmp_path), processes=4)

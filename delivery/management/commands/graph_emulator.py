@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from argparse import ArgumentParser
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +27,16 @@ def take_in(maildir: Path, receive: Callable[[bytes], object]) -> NoReturn:
         time.sleep(TAKE_IN_SECONDS)
 
 
+def write_line(file: Path, returned: Sequence[Any], letter: Any) -> None:
+    """Appends what became of a letter. Graph knows no envelope: the Message-ID names the letter."""
+    events = ["accepted", "reported"] if letter in returned[-1:] else ["accepted"]
+    named = {"mail_from": letter.own_message_id, "message_id": letter.own_message_id}
+    with file.open("a", encoding="utf-8") as log:
+        for event in events:
+            line = {"event": event, "rcpt_to": letter.recipients[0]} | named
+            log.write(json.dumps(line) + "\n")
+
+
 class Command(BaseCommand):
     help = "Starts an emulator of Microsoft Graph for trying the provider without a tenant."
 
@@ -38,6 +49,13 @@ class Command(BaseCommand):
             "--take-in", type=Path, metavar="MAILDIR",
             help="mail that arrives in this Maildir goes into the Inbox of the first mailbox",
         )  # fmt: skip
+        parser.add_argument(
+            "--gone", action="append", default=[], metavar="PREFIX",
+            help="letters to addresses that begin with this come back; may be given repeatedly",
+        )  # fmt: skip
+        parser.add_argument(
+            "--log", type=Path, help="a file that gets a line of JSON for each letter and report"
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         # By name, for the product leans on nothing under tests/: an installation without the
@@ -49,6 +67,9 @@ class Command(BaseCommand):
             raise CommandError(f"The emulator is part of the source tree only: {error}") from None
         mailboxes = options["mailbox"] or ["news@contoso.example"]
         emulator = graph.GraphEmulator(timezone.now, mailboxes)
+        emulator.gone = tuple(options["gone"])
+        if options["log"]:
+            emulator.on_delivered = partial(write_line, options["log"], emulator.returned)
         try:
             with server.EmulatorServer(emulator, options["port"]) as running:
                 self.stdout.write(
