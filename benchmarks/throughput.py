@@ -46,6 +46,7 @@ def arguments(line: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--smtp", default="", metavar="HOST:PORT")
     parser.add_argument("--cluster", action="store_true")
     parser.add_argument("--json", action="store_true", help="print the last line only")
+    parser.add_argument("--all", action="store_true", help="memory and CPU in the last line, too")
     parser.add_argument("--as-worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(line)
     if not args.smtp and not args.as_worker:
@@ -105,7 +106,7 @@ def waiting_workers(count: int) -> Iterator[list[subprocess.Popen[str]]]:
     """Processes that have started up and wait for a line."""
     command = [sys.executable, str(Path(__file__).resolve()), "--as-worker"]
     if profile := os.environ.get("PROFILE"):  # py-spy's raw samples, for one worker
-        options = ["-r", "250", "--nonblocking", "-f", "raw", "-o", profile]
+        options = ["-r", "200", *(["--native"] if "NATIVE" in os.environ else ["--nonblocking"]), "-f", "raw", "-o", profile]
         command = ["py-spy", "record", *options, "--", *command]
     processes = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -239,10 +240,15 @@ def run(args: argparse.Namespace) -> dict[str, float | int | list[int]]:
     from django.core.management import call_command
     from django.db import connection
 
+    from django.utils import timezone
+
     from campaigns.models import Campaign
     from delivery.conf import delivery_settings
+    from delivery.installation import adopt
 
     call_command("migrate", verbosity=0)
+    # A database that another run left, which this one's folder does not know.
+    adopt(delivery_settings(), timezone.now())
     with tempfile.TemporaryDirectory(prefix="pennypost-csv-") as folder:
         list_id = import_readers(args.recipients, Path(folder))
     campaign_id = make_campaign(list_id)
@@ -276,7 +282,8 @@ def run(args: argparse.Namespace) -> dict[str, float | int | list[int]]:
             ended = time.perf_counter()
             for process in processes:
                 out, _ = process.communicate(timeout=120)
-                size, seconds = out.splitlines()[-1].split()
+                line = next(line for line in reversed(out.splitlines()) if line[:1].isdigit())
+                size, seconds = line.split()
                 memory.append(int(size))
                 cpu += float(seconds)
     coordinate()
@@ -303,7 +310,9 @@ def main() -> None:
 
         django.setup()
         result = run(args)
-    memory, cpu = result.pop("worker_mb"), result.pop("worker_us")
+    memory, cpu = result["worker_mb"], result["worker_us"]
+    if not args.all:
+        del result["worker_mb"], result["worker_us"]
     if not args.json:
         seconds = float(result["enqueue_s"]) + float(result["send_s"])
         rate = result["recorded"] / result["send_s"]
