@@ -203,7 +203,8 @@ def main() -> None:
     call_command("migrate", verbosity=0)
     enqueue, send, recorded = PEERS[args.peer](args.recipients, args.processes)
     size = max(
-        resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
     print(
         json.dumps(

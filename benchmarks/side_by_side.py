@@ -36,7 +36,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from benchmarks import harness
+from benchmarks import harness  # noqa: E402
 
 WIRE = "smtp-source"
 
@@ -191,11 +191,8 @@ def make_peers(folder: Path) -> Path:
     python = folder / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run(
-            [str(python), "-m", "pip", "install", "--quiet", "--requirement"]
-            + [str(HERE / "requirements-peers.txt")],
-            check=True,
-        )
+        command = [str(python), "-m", "pip", "install", "--quiet"]
+        subprocess.run([*command, "-r", str(HERE / "requirements-peers.txt")], check=True)
     return python
 
 

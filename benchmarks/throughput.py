@@ -106,7 +106,15 @@ def waiting_workers(count: int) -> Iterator[list[subprocess.Popen[str]]]:
     """Processes that have started up and wait for a line."""
     command = [sys.executable, str(Path(__file__).resolve()), "--as-worker"]
     if profile := os.environ.get("PROFILE"):  # py-spy's raw samples, for one worker
-        options = ["-r", "200", *(["--native"] if "NATIVE" in os.environ else ["--nonblocking"]), "-f", "raw", "-o", profile]
+        options = [
+            "-r",
+            "200",
+            *(["--native"] if "NATIVE" in os.environ else ["--nonblocking"]),
+            "-f",
+            "raw",
+            "-o",
+            profile,
+        ]
         command = ["py-spy", "record", *options, "--", *command]
     processes = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -239,7 +247,6 @@ def run(args: argparse.Namespace) -> dict[str, float | int | list[int]]:
     """One run; the environment is set and Django is up."""
     from django.core.management import call_command
     from django.db import connection
-
     from django.utils import timezone
 
     from campaigns.models import Campaign

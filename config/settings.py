@@ -134,8 +134,9 @@ CAMPAIGNS = {
 WORKERS = int(os.environ.get("DELIVERY_WORKERS", "5"))
 DELIVERY = {
     "WORKERS": WORKERS,
-    "CYCLE_BATCH_SIZE": int(os.environ.get("DELIVERY_CYCLE_BATCH_SIZE", "10")),
-    "SEND_BATCH_SIZE": int(os.environ.get("DELIVERY_SEND_BATCH_SIZE", "5")),
+    "CYCLE_BATCH_SIZE": int(os.environ.get("DELIVERY_CYCLE_BATCH_SIZE", "100")),
+    "SEND_BATCH_SIZE": int(os.environ.get("DELIVERY_SEND_BATCH_SIZE", "20")),
+    "EVENT_LOOP": os.environ.get("DELIVERY_EVENT_LOOP", "asyncio"),
     # VERP: each letter has a MAIL FROM of its own, so that a bounce names its letter.
     "RETURN_PATH": os.environ.get("RETURN_PATH", "bounce+{token}@bounces.example.org"),
     # Flight recorders: on this machine's own disk, not on a shared one.

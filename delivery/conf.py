@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -104,10 +105,12 @@ class DeliverySettings:
     """How letters are sent; the defaults are those of docs/settings.md."""
 
     workers: int = 5
-    cycle_batch_size: int = 10
-    send_batch_size: int = 5
+    cycle_batch_size: int = 100
+    send_batch_size: int = 20
     # How long one worker task goes on before it hands over to its successor.
     slice_length: timedelta = timedelta(seconds=20)
+    # What runs a worker's connections: "asyncio", or the faster "uvloop" where it is installed.
+    event_loop: str = "asyncio"
     # A worker that was not heard of for so long is dead. Renewed at a third of it.
     lease: timedelta = timedelta(seconds=60)
     retry_after: tuple[timedelta, ...] = DEFAULT_RETRY_AFTER
@@ -183,6 +186,11 @@ _SIMPLE: dict[str, tuple[str, type, Callable[[Any], bool], int, str]] = {
     "RESEND_AFTER": (
         "resend_after", timedelta, lambda t: timedelta(minutes=10) <= t <= timedelta(days=3), 41,
         "timedelta(minutes=10), which RFC 5321 section 4.5.3.2.6 gives an answer; up to 3 days.",
+    ),
+    "EVENT_LOOP": (
+        "event_loop", str,
+        lambda name: name == "asyncio" or (name == "uvloop" and find_spec(name) is not None), 49,
+        '"asyncio", or "uvloop" where it is installed: pip install "pennypost[speed]".',
     ),
     "INSTALLATION": (
         "installation", str, lambda text: len(text) <= 64 and text.isprintable(), 48,

@@ -199,19 +199,21 @@ def _by_priority(campaign_ids: Sequence[int]) -> list[list[int]]:
 
 # In SQL, not by the ORM: compiling this query takes as long as running it for a hundred letters.
 # Ordered as the partial index delivery_waiting is: ordering by id would walk the primary key over
-# every finished letter.
+# every finished letter. Sub-queries for one row each, not EXISTS: PostgreSQL would read the whole
+# table of subscriptions into a hash table for each claim.
 _DUE = f"""
     SELECT d.id, d.campaign_id, d.edition_id, COALESCE(d.subscriber_id, 0), d.rcpt_to, d.is_test,
            d.attempts, d.queued_at, COALESCE(s.name, ''), COALESCE(s.language, ''), s.attributes,
            COALESCE(l.name, ''), COALESCE(l.label, ''),
            d.status, d.is_test OR (
-               EXISTS (SELECT 1 FROM {Subscription._meta.db_table} c
-                         JOIN {Campaign.include_lists.through._meta.db_table} i
-                           ON i.mailinglist_id = c.mailing_list_id
-                        WHERE c.subscriber_id = d.subscriber_id AND i.campaign_id = d.campaign_id
-                          AND c.status = '{SubscriptionStatus.SUBSCRIBED.value}')
-               AND NOT EXISTS (SELECT 1 FROM {Suppression._meta.db_table} p
-                                WHERE p.address_key = d.address_key AND p.lifted_at IS NULL))
+               (SELECT 1 FROM {Subscription._meta.db_table} c
+                  JOIN {Campaign.include_lists.through._meta.db_table} i
+                    ON i.mailinglist_id = c.mailing_list_id
+                 WHERE c.subscriber_id = d.subscriber_id AND i.campaign_id = d.campaign_id
+                   AND c.status = '{SubscriptionStatus.SUBSCRIBED.value}' LIMIT 1) IS NOT NULL
+               AND (SELECT 1 FROM {Suppression._meta.db_table} p
+                     WHERE p.address_key = d.address_key AND p.lifted_at IS NULL
+                     LIMIT 1) IS NULL)
       FROM {Delivery._meta.db_table} d
       LEFT JOIN {Subscriber._meta.db_table} s ON s.id = d.subscriber_id
       LEFT JOIN {MailingList._meta.db_table} l ON l.id = d.mailing_list_id
@@ -372,7 +374,7 @@ def _hand_over(lease: Lease, ids: Sequence[int], now: datetime, tally: Tally) ->
     rows = _update_returning(
         f"status = '{_S.SENDING.value}', handed_over_at = %s, provider = %s",
         [now, lease.provider],
-        f"status = '{_S.CLAIMED.value}' AND claim_key = %s AND {_among('id', ids)}"
+        f"{_is(_S.CLAIMED)} AND claim_key = %s AND {_among('id', ids)}"
         f" AND {_MAY_LEAVE.format(provider='%s', now='%s')}",
         [lease.claim_key, lease.provider, now],
     )
@@ -441,7 +443,7 @@ def _write_sent(
         cursor.execute(
             f"UPDATE {table} SET {_SENT.format(now='%s')} FROM {_outcomes('%s')} AS v"
             f" WHERE {table}.id = v.id AND {table}.claim_key = %s"
-            f" AND {table}.status = '{source.value}'"
+            f" AND {_is(source, table)}"
             f" RETURNING {table}.id, {table}.campaign_id, {table}.is_test",
             [_as_parameter(now), _as_json(sent), lease.claim_key],
         )
@@ -769,6 +771,16 @@ def counted(campaign_id: int) -> dict[str, int]:
 # ---------------------------------------------------------------------------------- SQL
 
 
+def _is(status: DeliveryStatus, table: str = Delivery._meta.db_table) -> str:
+    """A condition for rows that are sought by their ids.
+
+    An expression, which no partial index answers. PostgreSQL believes the index of the rows in hand
+    to be empty, as it was when the table was analysed, and would walk through all that the worker
+    holds, and held since the last vacuum, for each wave.
+    """
+    return f"{table}.status || '' = '{status.value}'"
+
+
 # One parameter for the outcomes of a wave: unlike arrays both databases read it, and neither driver
 # has to walk through it.
 _SENT = (
@@ -814,12 +826,12 @@ _EXCHANGE = f"""
           FROM (SELECT CAST(value ->> 0 AS bigint) AS id, CAST(value ->> 1 AS smallint) AS attempts,
                        CAST(value ->> 2 AS smallint) AS code, value ->> 3 AS reply
                   FROM jsonb_array_elements(CAST(%(outcomes)s AS jsonb))) AS v
-         WHERE d.id = v.id AND d.claim_key = %(key)s AND d.status = '{_S.SENDING.value}'
+         WHERE d.id = v.id AND d.claim_key = %(key)s AND {_is(_S.SENDING, "d")}
         RETURNING d.id, d.campaign_id, d.is_test
     ), noted AS (
         UPDATE {Delivery._meta.db_table}
            SET status = '{_S.SENDING.value}', handed_over_at = %(now)s, provider = %(provider)s
-         WHERE id IN ({{wave}}) AND status = '{_S.CLAIMED.value}' AND claim_key = %(key)s
+         WHERE id IN ({{wave}}) AND {_is(_S.CLAIMED)} AND claim_key = %(key)s
            AND {_MAY_LEAVE.format(provider="%(provider)s", now="%(now)s")}
         RETURNING id, campaign_id, is_test
     ), moves AS (

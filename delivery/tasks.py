@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from datetime import timedelta
 from random import Random
+from typing import TypeVar
 
 from django_q.tasks import async_task
 
@@ -20,6 +22,7 @@ from delivery.worker import PATIENCE, Worker
 logger = logging.getLogger(__name__)
 
 COORDINATOR_BUDGET = timedelta(seconds=20)
+T = TypeVar("T")
 SENDING_IS_OFF = "sending is off on this host (delivery/installation.py)"
 
 
@@ -78,7 +81,7 @@ def run_worker(alias: str) -> str:
         dice=Random(),
         recorders=settings.recorders,
     )
-    done = asyncio.run(worker.run_slice())
+    done = _run(worker.run_slice(), settings.event_loop)
     if not done.lease_was_free:
         return "no place was free"
     if done.wait_until is None:
@@ -88,3 +91,13 @@ def run_worker(alias: str) -> str:
     else:
         wake_at(alias, done.wait_until, clock())
     return f"{done.sent} letters"
+
+
+def _run(work: Coroutine[None, None, T], event_loop: str) -> T:
+    """Runs it to its end in the event loop that the settings name."""
+    if event_loop == "uvloop":
+        import uvloop  # not on every machine: an extra of its own
+
+        result: T = uvloop.run(work)
+        return result
+    return asyncio.run(work)

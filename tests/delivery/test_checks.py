@@ -82,6 +82,7 @@ WRONG = {
     "E046": GOOD | {"ALERTS": {"WEBHOOK": "http://hooks.example.org/x"}},
     "E047": GOOD | {"INSTALLATIONS": "installations"},
     "E048": GOOD | {"INSTALLATION": "x" * 65},
+    "E049": GOOD | {"EVENT_LOOP": "trio"},
     "E064": GOOD | {"PROVIDERS": GOOD["PROVIDERS"] | {"team": {"POOL": "default"}}},
     "E065": GOOD | {"PROVIDERS": GOOD["PROVIDERS"] | {"team": {"POOL": ["default", "b"]}}},
 }

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
-from django.db import connections
+from django.db import connection, connections
 
 from campaigns.models import Campaign, CampaignTotals, Suppression
 from campaigns.states import CampaignStatus
@@ -141,6 +141,29 @@ def test_a_lifted_suppression_suppresses_nobody(campaign, lease, readers, now):
     Suppression.add(readers[3].email, "manual", source="test")
     Suppression.objects.get().lift(now=now)
     assert len(claim(lease, campaign, 12, now)) == 12
+
+
+@pytest.mark.postgresql
+def test_a_claim_looks_at_the_subscriptions_of_its_own_readers_only(mailing_list, campaign, now):
+    make_readers(mailing_list, 3000, prefix="other")
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE")
+        cursor.execute(f"EXPLAIN {queue._OF_A_CAMPAIGN}", [campaign.pk, now, 500])
+        plan = "\n".join(row[0] for row in cursor.fetchall())
+    assert "Seq Scan on campaigns_subscription " not in plan
+
+
+@pytest.mark.postgresql
+def test_a_wave_is_found_by_its_ids_however_much_the_worker_holds(campaign, lease, now):
+    claimed = claim(lease, campaign, 12, now)
+    sql = queue._EXCHANGE.format(wave=", ".join(str(one.id) for one in claimed[:3]))
+    values = {"outcomes": "[]", "now": now, "key": 1, "provider": "default", "shard": 1}
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL enable_seqscan TO off")
+        cursor.execute(f"EXPLAIN {sql}", values)
+        plan = "\n".join(row[0] for row in cursor.fetchall())
+    assert "delivery_in_hand" not in plan
+    assert "delivery_delivery_pkey" in plan
 
 
 def test_two_campaigns_get_a_fair_share(mailing_list, campaign, lease, clock):

@@ -1,0 +1,36 @@
+"""A worker's slice runs in the event loop that the settings name."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from delivery import tasks
+from delivery.models import Delivery
+from delivery.providers.memory import MemoryProvider
+
+
+class NotesItsLoop(MemoryProvider):
+    """Accepts everything, and knows in which kind of loop."""
+
+    loops: set[str] = set()
+
+    async def send(self, message):
+        self.loops.add(type(asyncio.get_running_loop()).__module__.partition(".")[0])
+        return await super().send(message)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("event_loop", ["asyncio", "uvloop"])
+def test_letters_leave_in_the_event_loop_of_the_settings(campaign, settings, event_loop):
+    NotesItsLoop.loops.clear()
+    backend = f"{__name__}.NotesItsLoop"
+    settings.DELIVERY = settings.DELIVERY | {
+        "EVENT_LOOP": event_loop,
+        "PROVIDERS": {"default": {"BACKEND": backend, "OPTIONS": {}}},
+    }
+    assert tasks.run_worker("default") == "12 letters"
+    assert Delivery.objects.filter(status="sent").count() == 12
+    expected = "uvloop" if event_loop == "uvloop" else "asyncio"
+    assert NotesItsLoop.loops == {expected}
