@@ -7,4 +7,9 @@ class DeliveryConfig(AppConfig):
     verbose_name = _("Delivery")
 
     def ready(self) -> None:
-        from delivery import checks, receivers  # noqa: F401  (they register themselves)
+        from django_q import cluster
+
+        from delivery import checks, receivers, task_queue  # noqa: F401  (they register themselves)
+
+        # No setting chooses it; and with any other a killed worker may stop its whole cluster.
+        cluster.Queue = task_queue.LastingQueue

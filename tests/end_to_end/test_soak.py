@@ -38,9 +38,8 @@ LONG = os.environ.get("PENNYPOST_SOAK") == "1"
 LETTERS, KILLS = (20_000, 10) if LONG else (1_500, 4)
 WORKERS, CONNECTIONS = 4, 5
 PATIENCE = 1_200 if LONG else 240  # seconds until a run has failed
-# Workers wait for tasks at a queue whose lock one of them holds; whoever kills that one leaves it
-# locked, and the cluster does nothing any more (multiprocessing.Queue; so it is with django-q2).
-# After so many seconds without a letter a watchdog starts it anew.
+# After so many seconds without a letter the cluster is started anew, and the log says so: one that
+# was killed in the middle of a system call may have left a lock of multiprocessing's behind.
 WATCHDOG = 30
 # Of all letters: final answers that are lost, and connections that break in each phase.
 LOST_ANSWERS, BREAKS = 0.01, 0.002
@@ -238,6 +237,8 @@ def send_and_kill(
 
 def check(campaign: Campaign, server: SMTPServer, killed: list[Killed], lost: set[str]) -> None:
     assert server.faults == []
+    # The end of the run was a kill as well: of workers that had begun a slice with nothing to do.
+    tasks.coordinate()
     verdict = prove(campaign, server, killed, lost)
     # Exit 1, and so SystemExit, where anything does not balance.
     call_command("audit_deliveries", verbosity=0)
