@@ -22,7 +22,7 @@ import os
 import secrets
 import socket
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
@@ -106,6 +106,16 @@ def promise_adoption(host_name: str, now: datetime) -> bool:
     return bool(
         Installation.objects.update(adopt_host=host_name[:255], adopt_until=now + WORD_HOLDS)
     )
+
+
+def last_check_in(settings: DeliverySettings) -> datetime | None:
+    """When this host was last told that it may send, by its own clock; None: never. Each task of
+    sending or coordinating asks, so a host that works was told minutes ago. Reads files only."""
+    folder = settings.installations
+    if folder is None or not folder.is_dir():
+        return None
+    last = max((file.stat().st_mtime for file in folder.iterdir()), default=None)
+    return None if last is None else datetime.fromtimestamp(last, UTC)
 
 
 def host() -> str:

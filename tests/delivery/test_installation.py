@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -211,3 +213,30 @@ def test_the_command_asks_first(off, monkeypatch):
 def test_the_command_says_when_there_is_no_guard():
     with pytest.raises(CommandError, match="every database is trusted"):
         call_command("adopt_installation", yes=True)
+
+
+def healthcheck(**options) -> str:
+    out = io.StringIO()
+    call_command("healthcheck", stdout=out, **options)
+    return out.getvalue()
+
+
+def test_a_host_that_works_is_healthy_and_one_that_fell_silent_is_not(settings, here, folder, now):
+    settings.DELIVERY = settings.DELIVERY | {"INSTALLATIONS": folder}
+    with pytest.raises(CommandError, match="ever worked"):
+        healthcheck()
+    check_in(here, now)
+    assert "The last task began here" in healthcheck()
+    (file,) = folder.iterdir()
+    os.utime(file, (time.time() - 720, time.time() - 720))
+    with pytest.raises(CommandError, match="Nothing has run here for 12 min"):
+        healthcheck()
+    assert "The last task began here" in healthcheck(minutes=15)
+    check_in(here, now)
+    assert "The last task began here" in healthcheck()
+
+
+def test_a_host_that_remembers_nothing_cannot_say_whether_it_is_healthy(settings):
+    settings.DELIVERY = settings.DELIVERY | {"INSTALLATIONS": None}
+    with pytest.raises(CommandError, match="INSTALLATIONS"):
+        healthcheck()
