@@ -145,6 +145,8 @@ DELIVERY = {
     # Machines without a lasting disk share a name of your choice instead.
     "INSTALLATIONS": VAR_DIR / "installations",
     "INSTALLATION": os.environ.get("PENNYPOST_INSTALLATION", ""),
+    # Who takes in the mail of a reader's domain: asked of DNS in the background, and remembered.
+    "LOOK_UP_EXCHANGES": flag("LOOK_UP_EXCHANGES", True),
     # Beside the banner in the admin and the mail to ADMINS. The address may hold a secret.
     "ALERTS": {"WEBHOOK": os.environ.get("ALERT_WEBHOOK", "")},
     "RETRY_AFTER": [
@@ -398,6 +400,11 @@ UNFOLD = {
                         "title": _("Providers"),
                         "icon": "dns",
                         "link": reverse_lazy("admin:delivery_providerstate_changelist"),
+                    },
+                    {
+                        "title": _("Groups of domains"),
+                        "icon": "hub",
+                        "link": reverse_lazy("admin:delivery_groupstate_changelist"),
                     },
                     {
                         "title": _("Unclassified replies"),

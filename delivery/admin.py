@@ -42,6 +42,7 @@ from campaigns.addresses import address_key, normalise_address
 from campaigns.models import Campaign
 from delivery import (
     admin_alerts,  # noqa: F401  (it registers itself)
+    admin_groups,  # noqa: F401  (so does it)
     limits,
     mailboxes,
     setup_test,

@@ -22,7 +22,7 @@ from campaigns.conf import campaign_settings
 from campaigns.models import Campaign
 from campaigns.states import CampaignStatus
 from delivery.conf import AlertSettings
-from delivery.models import Alert, MailboxState, ProviderState
+from delivery.models import Alert, GroupState, MailboxState, ProviderState
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +73,10 @@ def resolve(cause: str, now: datetime) -> bool:
 
 def resolve_what_is_over(now: datetime) -> int:
     """Ends the alerts whose cause has gone: a campaign that somebody resumed or cancelled, a
-    provider that was opened again; how many."""
+    provider that was opened again, a group whose pause is over; how many."""
     stopped = ProviderState.objects.filter(stopped=True).values_list("alias", flat=True)
     silent = MailboxState.objects.filter(silent_until__gt=now).values_list("mailbox", flat=True)
+    held = GroupState.objects.filter(Q(paused_until__gt=now) | Q(slow_until__gt=now))
     over = (
         Q(kind=Alert.Kind.STALE, campaign__held_at__isnull=True)
         | Q(
@@ -85,6 +86,7 @@ def resolve_what_is_over(now: datetime) -> int:
         | Q(kind=Alert.Kind.PROVIDER)
         & ~Q(cause__in=[cause_of_provider(alias) for alias in stopped])
         & ~Q(cause__in=[cause_of_silence(mailbox) for mailbox in silent])
+        | Q(kind=Alert.Kind.GROUP) & ~Q(cause__in=[cause_of_group(group) for group in held])
     )
     ids = list(open_alerts().filter(over).values_list("pk", flat=True))
     return open_alerts().filter(pk__in=ids).update(resolved_at=now)
@@ -104,6 +106,10 @@ def of_stopped_providers(now: datetime) -> None:
 
 def cause_of_provider(alias: str) -> str:
     return f"provider stopped: {alias}"
+
+
+def cause_of_group(state: GroupState) -> str:
+    return f"group: {state.provider} {state.group}"[:200]
 
 
 def cause_of_silence(mailbox: str) -> str:

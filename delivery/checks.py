@@ -1,6 +1,6 @@
 """System checks: a wrong setting stops ``manage.py check``, before the first letter.
 
-delivery.E001 to E025, E028, E029, E040 to E049, E060 to E065 and E070 to E077 are the
+delivery.E001 to E025, E028, E029, E040 to E050, E060 to E065 and E070 to E077 are the
 problems that delivery/conf.py numbers.
 """
 

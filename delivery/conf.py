@@ -132,6 +132,8 @@ class DeliverySettings:
     installations: Path | None = None
     # What hosts without a lasting disk share instead.
     installation: str = ""
+    # Whether DNS is asked for the mail exchangers of readers' domains, in the background.
+    look_up_exchanges: bool = True
     # The operator's own rules of classification, before ours.
     reply_rules: tuple[Rule, ...] = ()
     providers: Mapping[str, ProviderSettings] = field(default_factory=dict)
@@ -192,6 +194,9 @@ _SIMPLE: dict[str, tuple[str, type, Callable[[Any], bool], int, str]] = {
         lambda name: name == "asyncio" or (name == "uvloop" and find_spec(name) is not None), 49,
         '"asyncio", or "uvloop" where it is installed: pip install "pennypost[speed]".',
     ),
+    "LOOK_UP_EXCHANGES": (
+        "look_up_exchanges", bool, lambda _flag: True, 50, "True or False.",
+    ),
     "INSTALLATION": (
         "installation", str, lambda text: len(text) <= 64 and text.isprintable(), 48,
         "Up to 64 characters, the same on every host of one installation; '' for a file instead.",
@@ -224,7 +229,7 @@ def read_settings(raw: Any) -> tuple[DeliverySettings, list[Problem]]:
     for key, value in raw.items():
         if key in _SIMPLE:
             attribute, kind, condition, number, hint = _SIMPLE[key]
-            if not isinstance(value, kind) or isinstance(value, bool) or not condition(value):
+            if type(value) is not kind or not condition(value):
                 problems.append(Problem(number, f"DELIVERY[{key!r}] = {value!r} cannot be.", hint))
             else:
                 values[attribute] = value

@@ -17,7 +17,7 @@ from django.utils.translation import gettext as _
 
 from campaigns.models import Campaign, CampaignTotals
 from campaigns.states import CampaignStatus
-from delivery import alerts, doubts, guard_rails, leases, limits, queue, resolution
+from delivery import alerts, doubts, groups, guard_rails, leases, limits, queue, resolution
 from delivery.conf import DeliverySettings
 from delivery.models import Alert
 from delivery.reclaim import reclaim_all
@@ -47,7 +47,7 @@ def coordinate(
     look_out(settings, clock())
     start_due(clock(), settings.stale_after)
     doubts.resend_due(clock(), settings.resend_after, resolution.may_be_sent_again(settings))
-    unfinished = False
+    unfinished = groups.call_back(settings.names_of, clock, end)
     for campaign in _open_campaigns():
         unfinished |= fill_queue(
             campaign, clock, end, lambda: top_up(settings, clock(), start_workers)

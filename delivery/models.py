@@ -207,6 +207,7 @@ class Alert(models.Model):
         RAIL = "rail", _("A guard rail was passed")
         STALE = "stale", _("A campaign was not started late")
         PROVIDER = "provider", _("A provider is stopped")
+        GROUP = "group", _("A group of domains refuses us")
         INSTALLATION = "installation", _("Sending is off")
         # Raised by bounces: refusals that are about us, forged reports, a mailbox that fails.
         RETURNED = "returned", _("What came back")
@@ -302,6 +303,10 @@ class ProviderState(models.Model):
     paused_at = models.DateTimeField(_("since"), null=True, blank=True)
     # How often in a row it was unavailable; each doubles the pause.
     failures = models.PositiveIntegerField(default=0)
+    # Until when a group of domains waits or is slow here; and a number that grows whenever one
+    # begins to: letters that were claimed before may not leave (queue._MAY_LEAVE).
+    groups_held_until = models.DateTimeField(null=True)
+    groups_held = models.PositiveBigIntegerField(default=0)
     # The moment for which a task is queued that starts workers again; one at a time.
     wake_at = models.DateTimeField(null=True)
 
@@ -315,6 +320,67 @@ class ProviderState(models.Model):
 
     def __str__(self) -> str:
         return self.alias
+
+
+class ReceivingDomain(models.Model):
+    """A domain in our readers' addresses, and the group that takes in its mail (receiving.py)."""
+
+    name = models.CharField(_("domain"), max_length=253, primary_key=True)
+    # The domain itself until its exchangers were looked up, and where nobody knows them.
+    group = models.CharField(_("group"), max_length=253)
+    # The exchanger that decided about the group.
+    exchange = models.CharField(_("mail exchanger"), max_length=253, blank=True)
+    look_up_at = models.DateTimeField(_("looked up again"), db_index=True)
+
+    class Meta:
+        verbose_name = _("receiving domain")
+        verbose_name_plural = _("receiving domains")
+        indexes = [models.Index(fields=["group", "name"], name="receiving_domain_by_group")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class DomainWalk(models.Model):
+    """How far readers were walked through for their domains: one row (delivery/exchanges.py)."""
+
+    up_to = models.BigIntegerField(default=0)
+
+    class Meta:
+        verbose_name = _("walk through readers' domains")
+
+    def __str__(self) -> str:
+        return str(self.up_to)
+
+
+class GroupState(models.Model):
+    """A group of receiving domains that asked a provider's letters to wait (delivery/groups.py)."""
+
+    provider = models.CharField(_("provider"), max_length=60)
+    group = models.CharField(_("group"), max_length=253)
+    # Nothing until then. The microsecond is this row's own: it marks the letters that wait for it.
+    paused_until = models.DateTimeField(_("paused until"), null=True, blank=True)
+    # One letter an interval until then; the next not before ``next_at``.
+    slow_until = models.DateTimeField(_("slow until"), null=True, blank=True)
+    next_at = models.DateTimeField(null=True)
+    # Letters that wait for their turn have moments up to here.
+    turns_until = models.DateTimeField(null=True)
+    because = models.TextField(_("because"), blank=True)
+    rule = models.CharField(_("rule"), max_length=60, blank=True)
+    since = models.DateTimeField(_("since"), null=True, blank=True)
+    # A person opened the group: letters with this moment are called back.
+    call_back = models.DateTimeField(null=True)
+
+    class Meta:
+        verbose_name = _("group of domains")
+        verbose_name_plural = _("groups of domains")
+        constraints = [
+            models.UniqueConstraint(fields=["provider", "group"], name="group_once_per_provider"),
+        ]
+        permissions = [("resume_group", _("Can open a paused group of domains"))]
+
+    def __str__(self) -> str:
+        return f"{self.group} ({self.provider})"
 
 
 class MailboxState(models.Model):

@@ -32,6 +32,7 @@ from campaigns.models import (
 )
 from campaigns.states import CampaignStatus, SubscriptionStatus
 from delivery import guard_rails, unclassified
+from delivery.groups import Held
 from delivery.leases import Lease
 from delivery.message_ids import assigned_id, note_assigned
 from delivery.models import Attempt, Delivery, ProviderState, SuppressionDue, WorkerLease
@@ -96,7 +97,7 @@ def fill_page(campaign: Campaign, size: int, now: datetime) -> int | None:
                          address_key, status, is_test, due_at, attempts, provider, reply, queued_at)
                     SELECT %s, %s, page.id, page.through_list, page.email, page.address_key,
                            %s, %s, %s, 0, '', '', %s
-                      FROM ({sql}) AS page WHERE true ORDER BY page.id
+                      FROM ({sql}) AS page WHERE true ORDER BY {_INTERLEAVED}
                         ON CONFLICT DO NOTHING
                     """,
                     [
@@ -116,6 +117,12 @@ def fill_page(campaign: Campaign, size: int, now: datetime) -> int | None:
         Campaign.objects.filter(pk=row.pk).update(filled_up_to=last)
         CampaignTotals.add(row.pk, COMMON_SHARD, {"eligible": queued, "queued": queued})
         return queued
+
+
+# Letters are claimed in the order in which they are written: neighbours come far apart, so that a
+# list that was imported sorted by domain reaches no operator as a burst. 40503 is 65537 divided by
+# the golden ratio: its multiples are spread evenly however few or many are taken.
+_INTERLEAVED = "(page.id %% 65537) * 40503 %% 65537, page.id"
 
 
 def queue_tests(
@@ -157,12 +164,13 @@ def claim(
     wanted: int,
     now: datetime,
     names: Sequence[str] = (),
+    held: Held | None = None,
 ) -> list[Claimed]:
     """Claims up to ``wanted`` due letters under this lease: test letters first, then the campaigns
     by their priority, with a fair share of each among equals. A reader who has meanwhile
     unsubscribed or was suppressed is SUPPRESSED by the same transaction that would have claimed
     the letter. ``names``: those by which test letters name the provider; its alias where none are
-    given.
+    given. ``held``: groups of domains whose letters stay; test letters go to them all the same.
     """
     with transaction.atomic():
         names = names or [lease.provider]
@@ -172,8 +180,10 @@ def claim(
             left = len(equals)
             for campaign_id in equals:
                 share = -(-(wanted - len(rows)) // left)
-                if share > 0:
+                if share > 0 and held is None:
                     rows += _lock_due(_OF_A_CAMPAIGN, [campaign_id], share, now)
+                elif share > 0 and held is not None:
+                    rows += _lock_free(campaign_id, share, held, now)
                 left -= 1
         stay = [(claimed, status) for claimed, status, is_wanted in rows if is_wanted]
         unwanted = [(claimed, status) for claimed, status, is_wanted in rows if not is_wanted]
@@ -223,10 +233,21 @@ _DUE = f"""
      LIMIT %s
 """
 _OF_A_CAMPAIGN = _DUE.format(which="d.campaign_id = %s AND NOT d.is_test")
+_OF_THESE = _DUE.format(which="d.campaign_id = %s AND NOT d.is_test AND {ids}")
 _OF_TESTS = _DUE.format(
     which="d.is_test AND d.campaign_id IN"
     f" (SELECT c.id FROM {Campaign._meta.db_table} c WHERE c.provider IN ({{names}}))"
 )
+
+
+def _lock_free(
+    campaign_id: int, limit: int, held: Held, now: datetime
+) -> list[tuple[Claimed, DeliveryStatus, bool]]:
+    """As _lock_due, without the letters to groups that are held."""
+    free = held.free_letters(campaign_id, limit, now)
+    if not free:
+        return []
+    return _lock_due(_OF_THESE.format(ids=_among("d.id", free)), [campaign_id], limit, now)
 
 
 def _lock_due(
@@ -300,10 +321,12 @@ def record_and_hand_over(
     unsent: Sequence[int],
     wave: Sequence[int],
     now: datetime,
+    groups_held: int | None = None,
 ) -> list[int]:
     """What a worker writes between two waves, in one transaction: outcomes, letters that were
     noted and certainly not sent (SENDING -> QUEUED), and the note for the letters that leave next;
-    the ids of those that may leave."""
+    the ids of those that may leave. ``groups_held``: the provider's when they were claimed; none
+    leaves when another group is held since."""
     if (
         connection.vendor == "postgresql"
         and not unsent
@@ -313,18 +336,22 @@ def record_and_hand_over(
             for _claimed, outcome, settlement in settled
         )
     ):
-        return _exchange(lease, settled, wave, now)
+        return _exchange(lease, settled, wave, now, groups_held)
     with transaction.atomic(savepoint=False):
         tally = Tally(lease.slot + 1)
         _settle(lease, settled, now, tally)
         _return_unsent(lease, unsent, tally)
-        moved = _hand_over(lease, wave, now, tally)
+        moved = _hand_over(lease, wave, now, tally, groups_held)
         tally.write()
     return moved
 
 
 def _exchange(
-    lease: Lease, sent: Sequence[Settled], wave: Sequence[int], now: datetime
+    lease: Lease,
+    sent: Sequence[Settled],
+    wave: Sequence[int],
+    now: datetime,
+    groups_held: int | None,
 ) -> list[int]:
     """The usual wave in one statement and one round trip: all were accepted. PostgreSQL only.
 
@@ -339,6 +366,7 @@ def _exchange(
                 "now": now,
                 "key": lease.claim_key,
                 "provider": lease.provider,
+                "groups_held": groups_held,
                 "shard": lease.slot + 1,
             },
         )
@@ -368,15 +396,21 @@ def hand_over(lease: Lease, ids: Sequence[int], now: datetime) -> list[int]:
     return moved
 
 
-def _hand_over(lease: Lease, ids: Sequence[int], now: datetime, tally: Tally) -> list[int]:
+def _hand_over(
+    lease: Lease,
+    ids: Sequence[int],
+    now: datetime,
+    tally: Tally,
+    groups_held: int | None = None,
+) -> list[int]:
     if not ids:
         return []
     rows = _update_returning(
         f"status = '{_S.SENDING.value}', handed_over_at = %s, provider = %s",
         [now, lease.provider],
         f"{_is(_S.CLAIMED)} AND claim_key = %s AND {_among('id', ids)}"
-        f" AND {_MAY_LEAVE.format(provider='%s', now='%s')}",
-        [lease.claim_key, lease.provider, now],
+        f" AND {_MAY_LEAVE.format(provider='%s', now='%s', groups_held='%s')}",
+        [lease.claim_key, lease.provider, now, groups_held],
     )
     tally.moved(rows, _S.CLAIMED, _S.SENDING)
     moved = [row[0] for row in rows]
@@ -812,12 +846,18 @@ def _outcomes(parameter: str) -> str:
     )
 
 
-# A letter may leave: its campaign is still sending, and no other worker closed the provider.
+# A letter may leave: its campaign is still sending, and no other worker closed the provider, or
+# found that a group of domains wants to be left alone: then all are claimed anew, without it.
 _MAY_LEAVE = (
     f"(is_test OR EXISTS (SELECT 1 FROM {Campaign._meta.db_table} c"
     f" WHERE c.id = campaign_id AND c.status = '{CampaignStatus.SENDING.value}'))"
     f" AND NOT EXISTS (SELECT 1 FROM {ProviderState._meta.db_table} p"
-    " WHERE p.alias = {provider} AND (p.stopped OR p.paused_until > {now}))"
+    " WHERE p.alias = {provider} AND (p.stopped OR p.paused_until > {now}"
+    " OR p.groups_held <> {groups_held}))"
+)
+
+_MAY_LEAVE_BY_NAME = _MAY_LEAVE.format(
+    provider="%(provider)s", now="%(now)s", groups_held="CAST(%(groups_held)s AS bigint)"
 )
 
 _EXCHANGE = f"""
@@ -832,7 +872,7 @@ _EXCHANGE = f"""
         UPDATE {Delivery._meta.db_table}
            SET status = '{_S.SENDING.value}', handed_over_at = %(now)s, provider = %(provider)s
          WHERE id IN ({{wave}}) AND {_is(_S.CLAIMED)} AND claim_key = %(key)s
-           AND {_MAY_LEAVE.format(provider="%(provider)s", now="%(now)s")}
+           AND {_MAY_LEAVE_BY_NAME}
         RETURNING id, campaign_id, is_test
     ), moves AS (
         SELECT campaign_id, SUM(was_sent) AS sent, SUM(was_noted) AS noted

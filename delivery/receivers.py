@@ -21,7 +21,7 @@ from campaigns.signals import (
     waiting_asked,
 )
 from campaigns.states import CampaignStatus
-from delivery import alerts, coordinator, doubts, limits, queue
+from delivery import alerts, coordinator, doubts, groups, limits, queue
 from delivery.conf import delivery_settings
 from delivery.forecast import forecast_of
 from delivery.models import Alert, Delivery
@@ -86,6 +86,15 @@ def why_it_waits(sender: Any, campaign: Campaign, **kwargs: Any) -> str | None:
         return _("Letters in doubt are sent again at %(when)s, unless evidence comes.") % {
             "when": date_format(timezone.localtime(resend_at), "H:i")
         }
+    if (
+        due is not None
+        and due > now + timedelta(seconds=10)
+        and (held := groups.held_now(members, now))
+    ):
+        return _("What is left waits for %(groups)s; the next letter is due at %(when)s.") % {
+            "groups": ", ".join(dict.fromkeys(state.group for state in held[:5])),
+            "when": date_format(timezone.localtime(due), "H:i"),
+        }
     if due is not None and due > now + timedelta(seconds=10):
         return _("All letters that are left were deferred; the next is due at %(when)s.") % {
             "when": date_format(timezone.localtime(due), "H:i")
@@ -130,7 +139,7 @@ def letter_had_arrived(sender: Any, campaign_id: int, subscriber_id: int, **kwar
 
 @receiver(post_migrate)
 def make_schedules(sender: Any, **kwargs: Any) -> None:
-    """The coordinator's place in django-q2's schedule; made once, whatever was changed since."""
+    """Delivery's places in django-q2's schedule; made once, whatever was changed since."""
     if sender.name != "delivery":
         return
     from django_q.models import Schedule
@@ -141,6 +150,15 @@ def make_schedules(sender: Any, **kwargs: Any) -> None:
             "func": "delivery.tasks.coordinate",
             "schedule_type": Schedule.MINUTES,
             "minutes": 1,
+            "repeats": -1,
+        },
+    )
+    Schedule.objects.get_or_create(
+        name="Look up receiving domains",
+        defaults={
+            "func": "delivery.tasks.look_up_domains",
+            "schedule_type": Schedule.MINUTES,
+            "minutes": 10,
             "repeats": -1,
         },
     )

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from django_q.tasks import async_task
 
-from delivery import alerts, leases
+from delivery import alerts, exchanges, leases
 from delivery.clocks import database_now, shared_clock
 from delivery.conf import delivery_settings
 from delivery.coordinator import coordinate as coordinate_once
@@ -22,6 +22,7 @@ from delivery.worker import PATIENCE, Worker
 logger = logging.getLogger(__name__)
 
 COORDINATOR_BUDGET = timedelta(seconds=20)
+LOOK_UP_BUDGET = timedelta(seconds=30)
 T = TypeVar("T")
 SENDING_IS_OFF = "sending is off on this host (delivery/installation.py)"
 
@@ -54,6 +55,14 @@ def coordinate() -> str:
         wake_coordinator()
         return "more to do"
     return "done"
+
+
+def look_up_domains() -> str:
+    """Asks DNS for the mail exchangers of some of the readers' domains."""
+    if not delivery_settings().look_up_exchanges:
+        return "the settings say no"
+    exchanges.gather(database_now, LOOK_UP_BUDGET)
+    return f"{exchanges.look_up_due(exchanges.from_dns(), database_now, LOOK_UP_BUDGET)} domains"
 
 
 def wake_again(alias: str) -> str:

@@ -28,11 +28,12 @@ from typing import NamedTuple
 
 from django.db import InterfaceError, InternalError, OperationalError, transaction
 
-from delivery import leases, limits, mailboxes, queue, resolution, slots
+from delivery import groups, leases, limits, mailboxes, queue, resolution, slots
 from delivery.bridge import Bridge
 from delivery.clocks import Timer, database_now
 from delivery.composing import Letters, compose, letters_of
 from delivery.conf import DeliverySettings, ProviderSettings
+from delivery.groups import Held
 from delivery.leases import Lease
 from delivery.ledger import Ledger, Result
 from delivery.limits import Grant
@@ -40,6 +41,7 @@ from delivery.message import OutgoingMessage
 from delivery.models import ProviderState
 from delivery.outcomes import (
     Accepted,
+    Deferred,
     Outcome,
     Phase,
     Rejected,
@@ -93,6 +95,8 @@ class Batch:
     claims: list[Claimed] = field(default_factory=list)
     letters: Letters = field(default_factory=dict)
     grant: Grant | None = None
+    # The provider's count of held groups before they were claimed.
+    groups_held: int = 0
     answered: list[float] = field(default_factory=list)
     # Why it is empty: when to ask again, None when nothing is waiting at all.
     retry_at: datetime | None = None
@@ -383,7 +387,7 @@ class Worker:
         results, kept_back = self.ledger.pending(), list(self.kept_back)
         room = self.settings.send_batch_size - len(self.noted) + len(results) + len(kept_back)
         wave = [self.ready.popleft() for _ in range(min(room, len(self.ready)))]
-        go_on = await self._commit(bridge, results, [turn.claimed.id for turn in wave], kept_back)
+        go_on = await self._commit(bridge, results, wave, kept_back)
         self._forget(results, kept_back)
         for turn in wave:
             if turn.claimed.id in go_on:
@@ -419,7 +423,7 @@ class Worker:
         self,
         bridge: Bridge,
         results: Sequence[Result],
-        wave: Sequence[int],
+        wave: Sequence[Turn],
         unsent: Sequence[int],
     ) -> set[int]:
         """Outcomes and the next note, also when the database goes away for a while.
@@ -435,7 +439,7 @@ class Worker:
                 await self._database_is_away(bridge)
                 if self.clock() >= give_up:
                     raise
-                unsent, wave = [*unsent, *wave], ()
+                unsent, wave = [*unsent, *(turn.claimed.id for turn in wave)], ()
                 await asyncio.sleep(DATABASE_PAUSE.total_seconds())
 
     # ------------------------------------------------------------------ on the wire
@@ -557,12 +561,14 @@ class Worker:
             return Batch(retry_at=grant.retry_at)
         # Another order each time: the share that does not divide evenly goes round.
         self.dice.shuffle(campaign_ids)
-        claims = queue.claim(self.lease, campaign_ids, len(grant.not_before), now, self.names)
+        held = Held.of(self.state, self.settings.members_of, now)
+        claims = queue.claim(self.lease, campaign_ids, len(grant.not_before), now, self.names, held)
         if not claims:
             limits.settle(grant, [])
             # Suppressed, or other workers were faster: look again at once.
-            return self._nothing_due(campaign_ids, now) or Batch(retry_at=now)
-        return Batch(claims, letters_of(claims), grant)
+            pause = groups.PATIENCE if held is not None and held.left_to_others else timedelta(0)
+            return self._nothing_due(campaign_ids, now) or Batch(retry_at=now + pause)
+        return Batch(claims, letters_of(claims), grant, self.state.groups_held)
 
     def _nothing_due(self, campaign_ids: Sequence[int], now: datetime) -> Batch | None:
         """An empty batch that says when a letter will be due; None when one is."""
@@ -582,7 +588,7 @@ class Worker:
             self.provider.watch(self.recorder.final_dot)
 
     def _record_and_hand_over(
-        self, results: Sequence[Result], wave: Sequence[int], unsent: Sequence[int]
+        self, results: Sequence[Result], wave: Sequence[Turn], unsent: Sequence[int]
     ) -> set[int]:
         """One commit: these outcomes, and the note that the next wave is leaving.
 
@@ -600,16 +606,30 @@ class Worker:
             self.is_on_probation = False
         if not self._hold_lease(now) or trouble is not None:
             wave = ()
+        of_groups = [
+            (claimed.rcpt_to, outcome)
+            for claimed, outcome, _settlement in settled
+            if isinstance(outcome, Deferred) and outcome.throttle is not None
+        ]
         has_recovered = self.state is not None and self.state.failures > 0
         with contextlib.ExitStack() as stack:
-            if trouble is not None or has_recovered:
+            if trouble is not None or has_recovered or of_groups:
                 stack.enter_context(transaction.atomic())
+            if of_groups:
+                groups.hold(self.alias, of_groups, now)
             if trouble is not None and self._needs_silence(trouble, results, now):
                 limits.pause(self.alias, trouble, now)
             elif self.state is not None and has_recovered and Ledger.any_accepted(results):
                 limits.works_again(self.state)
                 self.state.failures = 0
-            moved = queue.record_and_hand_over(self.lease, settled, unsent, wave, now)
+            moved = queue.record_and_hand_over(
+                self.lease,
+                settled,
+                unsent,
+                [turn.claimed.id for turn in wave],
+                now,
+                min((turn.batch.groups_held for turn in wave), default=None),
+            )
         self.has_missed = len(moved) < len(wave)
         if self.recorder is not None:
             self.recorder.committed(result.reference for result in results)

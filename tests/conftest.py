@@ -23,6 +23,8 @@ def pytest_configure() -> None:
     these tests interrupt would inherit it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Of clusters that tests start: no test asks DNS.
+    os.environ.setdefault("LOOK_UP_EXCHANGES", "0")
     # A password is hashed for half a second, so that nobody can try many. Each test of an admin
     # page makes a user.
     fast = "django.contrib.auth.hashers.MD5PasswordHasher"

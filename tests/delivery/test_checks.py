@@ -83,6 +83,7 @@ WRONG = {
     "E047": GOOD | {"INSTALLATIONS": "installations"},
     "E048": GOOD | {"INSTALLATION": "x" * 65},
     "E049": GOOD | {"EVENT_LOOP": "trio"},
+    "E050": GOOD | {"LOOK_UP_EXCHANGES": "yes"},
     "E064": GOOD | {"PROVIDERS": GOOD["PROVIDERS"] | {"team": {"POOL": "default"}}},
     "E065": GOOD | {"PROVIDERS": GOOD["PROVIDERS"] | {"team": {"POOL": ["default", "b"]}}},
 }
