@@ -266,7 +266,10 @@ def pause(alias: str, trouble: Unavailable, now: datetime) -> None:
 
 def _close(alias: str, trouble: Unavailable, now: datetime) -> None:
     state = state_of(alias)
-    wait = trouble.retry_after or min(FIRST_PAUSE * 2 ** min(state.failures, 10), LONGEST_PAUSE)
+    # What is met during a pause belongs to the burst that began it, and is counted already.
+    is_paused = state.paused_until is not None and state.paused_until > now
+    before = min(state.failures - is_paused, 10) if state.failures else 0
+    wait = trouble.retry_after or min(FIRST_PAUSE * 2**before, LONGEST_PAUSE)
     because = {"because": str(trouble.reply), "rule": trouble.rule, "paused_at": now}
     row = ProviderState.objects.filter(alias=alias, stopped=False)
     if trouble.needs_a_person:

@@ -208,6 +208,7 @@ def test_one_burst_of_trouble_counts_once(now):
     for _ in range(5):
         limits.pause("x", Unavailable(REPLY), now)
     assert limits.state_of("x").failures == 1
+    assert limits.state_of("x").paused_until == now + limits.FIRST_PAUSE
 
 
 def test_a_pause_tells_why_verbatim_and_by_which_rule(now):

@@ -116,6 +116,32 @@ def test_a_storm_of_421_brings_silence_until_its_end_and_charges_no_reader(
     assert attempts() == {1}
 
 
+def test_a_storm_that_goes_on_makes_each_silence_twice_as_long(campaign, clock, through):
+    storm = Rule(At.MAIL, "421 4.3.0 Service shutting down", drop=Drop.AFTER_REPLY)
+    with SMTPServer(rules=[storm]) as server:
+        through(server)
+        for seconds in (30, 60, 120):
+            before = len(server.connections)
+            run_slice(clock)
+            # The wave that met the storm, three tries a letter, and no other wave.
+            assert before < len(server.connections) <= before + 3 * 5
+            state = limits.state_of("default")
+            assert state.paused_until == clock() + timedelta(seconds=seconds)
+            assert "421 4.3.0" in state.because
+            before_silence = seen(server)
+            clock.now = state.paused_until - timedelta(seconds=6)
+            assert coordinate(clock) == {}
+            assert run_slice(clock).sent == 0
+            assert seen(server) == before_silence
+            clock.now = state.paused_until + timedelta(seconds=1)
+        assert attempts() == {0}
+        server.rules.clear()
+        run_slice(clock)
+    assert statuses(campaign) == {"sent": 12}
+    assert attempts() == {1}
+    assert limits.state_of("default").failures == 0
+
+
 def test_a_spent_day_quota_is_waited_for_in_silence_and_charges_no_reader(campaign, clock, through):
     spent = (
         "554 5.2.0 STOREDRV.Submission.Exception:SubmissionQuotaExceededException; "
