@@ -1,6 +1,6 @@
-"""A large campaign from an empty queue to its last letter: rates, memory, and what the tables weigh.
+"""A large campaign from an empty queue to its last letter: rates, memory, weight of the tables.
 
-    python benchmarks/scale.py [--readers 1000000] [--campaigns 1] [--workers 4] [--sqlite] [--json]
+    python benchmarks/scale.py [--readers 1000000] [--campaigns 1] [--workers 4] [--sqlite]
 
 Fills the queue by the coordinator and sends through workers and SMTP to the sink, which names every
 letter. For each campaign: the rate of filling, of sending in all, and of the first and the last
