@@ -1,6 +1,6 @@
 """How many letters a second one process sends to a server that is far away.
 
-    python benchmarks/latency.py [--latency 0.05] [--connections 100 200] [--recipients 20000] [--json]
+    python benchmarks/latency.py [--latency 0.05] [--connections 100 200] [--json]
 
 The sink answers each group of commands after ``--latency`` seconds. A letter needs two round trips
 with PIPELINING (its commands; its text), and one when the next letter's commands stand behind its
@@ -16,11 +16,12 @@ import json
 import statistics
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import harness  # noqa: E402
+from benchmarks import harness
 
 
 def main() -> int:
@@ -33,25 +34,27 @@ def main() -> int:
     args = parser.parse_args()
     rates: dict[int, list[float]] = {connections: [] for connections in args.connections}
     wrong = 0
-    with tempfile.TemporaryDirectory(prefix="pennypost-latency-") as folder, harness.database():
-        with harness.sink(Path(folder), args.latency) as sink:
-            for _round in range(args.rounds):
-                for connections in args.connections:
-                    sink.forget()
-                    # A connection that is waiting should find its next letter noted already.
-                    letters = min(args.recipients, 100 * connections)
-                    result = harness.throughput(
-                        letters,
-                        sink.address,
-                        workers=1,
-                        connections=connections,
-                        send_batch_size=6 * connections,
-                        claim_size=12 * connections,
-                    )
-                    named = sink.named()
-                    wrong += letters - len(named) + sum(named.values()) - len(named)
-                    wrong += letters - result["recorded"]
-                    rates[connections].append(letters / result["send_s"])
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pennypost-far-")))
+        stack.enter_context(harness.database())
+        sink = stack.enter_context(harness.sink(folder, args.latency))
+        for _round in range(args.rounds):
+            for connections in args.connections:
+                sink.forget()
+                # A connection that is waiting should find its next letter noted already.
+                letters = min(args.recipients, 100 * connections)
+                result = harness.throughput(
+                    letters,
+                    sink.address,
+                    workers=1,
+                    connections=connections,
+                    send_batch_size=6 * connections,
+                    claim_size=12 * connections,
+                )
+                named = sink.named()
+                wrong += letters - len(named) + sum(named.values()) - len(named)
+                wrong += letters - result["recorded"]
+                rates[connections].append(letters / result["send_s"])
     table = []
     for connections, taken in rates.items():
         rate, bound = statistics.median(taken), connections / args.latency
