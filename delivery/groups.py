@@ -45,8 +45,9 @@ LOOKS = 12
 # When to look again after letters that only other members of a pool may take.
 PATIENCE = timedelta(seconds=2)
 AT_ONCE = 10_000
-# In the order of the partial index delivery_waiting, which SQLite takes literally.
 WAITING = [DeliveryStatus.QUEUED, DeliveryStatus.DEFERRED]
+# In so many words, or SQLite does not see that the partial index delivery_waiting holds them all.
+IN_WAITING = "status IN ('queued', 'deferred')"
 
 
 # ---------------------------------------------------------------------------------- which group
@@ -173,8 +174,8 @@ def call_back(names_of: Callable[[str], Sequence[str]], clock: Callable[[], date
 def _move(campaign_id: int, moment: datetime, now: datetime) -> int:
     with transaction.atomic():
         waiting = Delivery.objects.filter(
-            campaign_id=campaign_id, due_at=moment, status__in=WAITING, is_test=False
-        )
+            campaign_id=campaign_id, due_at=moment, is_test=False
+        ).extra(where=[IN_WAITING])
         ids = list(
             waiting.order_by("campaign_id", "due_at", "id")
             .select_for_update(skip_locked=True)
@@ -273,9 +274,8 @@ class Held:
 
 def _due(campaign_id: int, most: int, now: datetime) -> list[tuple[int, str]]:
     return list(
-        Delivery.objects.filter(
-            campaign_id=campaign_id, is_test=False, status__in=WAITING, due_at__lte=now
-        )
+        Delivery.objects.filter(campaign_id=campaign_id, is_test=False, due_at__lte=now)
+        .extra(where=[IN_WAITING])
         .order_by("campaign_id", "due_at", "id")
         .values_list("id", "rcpt_to")[:most]
     )

@@ -339,6 +339,20 @@ def test_many_groups_are_opened_by_the_lists_action(hostile):
     assert groups.held_now(["default"], timezone.now()) == []
 
 
+def test_a_look_for_free_letters_walks_along_the_index_of_waiting_letters(start, clock):
+    campaign = start(gmail_com=300)
+    with CaptureQueriesContext(connection) as queries:
+        groups._due(campaign.pk, 20, clock())
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute("SET LOCAL enable_seqscan TO off")
+        prefix = "EXPLAIN" if connection.vendor == "postgresql" else "EXPLAIN QUERY PLAN"
+        cursor.execute(f"{prefix} {queries[0]['sql']}")
+        plan = " ".join(str(column) for row in cursor.fetchall() for column in row)
+    assert "delivery_waiting" in plan
+    assert "TEMP B-TREE" not in plan
+
+
 # ---------------------------------------------------------------------------------- slowing
 
 
