@@ -42,7 +42,7 @@ WORKERS, CONNECTIONS = 4, 5
 PATIENCE = 1_200 if LONG else 240  # seconds until a run has failed
 # After so many seconds without a letter the cluster is started anew, and the log says so: one that
 # was killed in the middle of a system call may have left a lock of multiprocessing's behind.
-WATCHDOG = 30
+WATCHDOG = 60
 # Of all letters: final answers that are lost, and connections that break in each phase.
 LOST_ANSWERS, BREAKS = 0.01, 0.002
 
