@@ -12,7 +12,6 @@ from typing import Any
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.options import IncorrectLookupParameters
-from django.contrib.admin.utils import unquote
 from django.contrib.admin.views.main import SEARCH_VAR
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.paginator import InvalidPage, Paginator
@@ -49,7 +48,7 @@ from delivery import (
     slots,
 )
 from delivery.admin_doubts import DoubtDecisions, mark_where_it_broke, where_it_broke
-from delivery.admin_parts import ReadOnlyAdmin, moment, on_one_line
+from delivery.admin_parts import OwnPageAdmin, ReadOnlyAdmin, moment, on_one_line
 from delivery.clocks import database_now
 from delivery.composing import envelope_of, message_id_of
 from delivery.conf import delivery_settings
@@ -138,7 +137,7 @@ def in_doubt_only(request: HttpRequest) -> bool:
 
 
 @admin.register(Delivery)
-class DeliveryAdmin(DoubtDecisions, ReadOnlyAdmin):
+class DeliveryAdmin(DoubtDecisions, OwnPageAdmin):
     """The list of letters, a letter's story, and the question why."""
 
     list_display = ["address", "campaign_name", "state", "tries", "last_reply", "settled"]
@@ -233,26 +232,14 @@ class DeliveryAdmin(DoubtDecisions, ReadOnlyAdmin):
         ]
         return own + self.decision_urls() + super().get_urls()
 
-    def change_view(
-        self,
-        request: HttpRequest,
-        object_id: str,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
-    ) -> HttpResponse:
+    page_template = "admin/delivery/story.html"
+
+    def page_title(self, delivery: Delivery) -> str:
+        return delivery.rcpt_to
+
+    def page_context(self, request: HttpRequest, delivery: Delivery) -> dict[str, Any]:
         """One letter's whole story."""
-        if request.method not in {"GET", "HEAD"}:
-            return HttpResponseNotAllowed(["GET", "HEAD"])
-        delivery = self.get_object(request, unquote(object_id))
-        if not self.has_view_permission(request, delivery):
-            raise PermissionDenied
-        if delivery is None:
-            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)
-        context = {
-            **self.admin_site.each_context(request),
-            "opts": self.opts,
-            "title": delivery.rcpt_to,
-            "original": delivery,
+        return {
             "delivery": delivery,
             "colour": STATUS_COLOURS[delivery.status],
             "lines": story_of(delivery),
@@ -261,9 +248,7 @@ class DeliveryAdmin(DoubtDecisions, ReadOnlyAdmin):
             "envelope": envelope_of(delivery.pk, delivery.rcpt_to, delivery.edition.from_email),
             "message_id": message_id_of(delivery.pk, delivery.campaign_id),
             "may_ask_why": may_ask_why(request),
-            **(extra_context or {}),
         }
-        return TemplateResponse(request, "admin/delivery/story.html", context)
 
     def _doubt_about(self, request: HttpRequest, delivery: Delivery) -> dict[str, Any]:
         """What the page says of a doubt, and whether this person may end it; {} without one."""
@@ -340,7 +325,7 @@ def replied(code: int | None, reply: str) -> str:
 
 
 @admin.register(ProviderState)
-class ProviderStateAdmin(ReadOnlyAdmin):
+class ProviderStateAdmin(OwnPageAdmin):
     """The providers of the settings file, and what holds them up. Options are never shown: they
     hold passwords."""
 
@@ -462,28 +447,16 @@ class ProviderStateAdmin(ReadOnlyAdmin):
             self.message_user(request, _("It was open already."), messages.INFO)
         return HttpResponseRedirect(page)
 
-    def change_view(
-        self,
-        request: HttpRequest,
-        object_id: str,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
-    ) -> HttpResponse:
+    page_template = "admin/delivery/provider.html"
+
+    def page_title(self, state: ProviderState) -> str:
+        return state.alias
+
+    def page_context(self, request: HttpRequest, state: ProviderState) -> dict[str, Any]:
         """What holds a provider up, verbatim."""
-        if request.method not in {"GET", "HEAD"}:
-            return HttpResponseNotAllowed(["GET", "HEAD"])
-        state = self.get_object(request, unquote(object_id))
-        if not self.has_view_permission(request, state):
-            raise PermissionDenied
-        if state is None:
-            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)
         condition, words = state_in_words(state)
         provider = delivery_settings().providers.get(state.alias)
-        context = {
-            **self.admin_site.each_context(request),
-            "opts": self.opts,
-            "title": state.alias,
-            "original": state,
+        return {
             "state": state,
             "condition": condition,
             "words": words,
@@ -499,9 +472,7 @@ class ProviderStateAdmin(ReadOnlyAdmin):
             "may_resume": self.has_resume_provider_permission(request)
             and silent_until(state) is None,
             "silent_until": silent_until(state),
-            **(extra_context or {}),
         }
-        return TemplateResponse(request, "admin/delivery/provider.html", context)
 
 
 def state_in_words(state: ProviderState) -> tuple[str, Any]:

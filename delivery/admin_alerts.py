@@ -10,10 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from django.contrib import admin, messages
-from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
-from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.utils.functional import SimpleLazyObject
@@ -23,7 +21,7 @@ from unfold.contrib.filters.admin import ChoicesDropdownFilter
 from unfold.decorators import display
 
 from delivery import alerts, guard_rails, installation
-from delivery.admin_parts import ReadOnlyAdmin, moment
+from delivery.admin_parts import OwnPageAdmin, moment
 from delivery.models import Alert
 
 MOST_IN_THE_BANNER = 3
@@ -43,7 +41,7 @@ def banner(request: HttpRequest) -> dict[str, Any]:
 
 
 @admin.register(Alert)
-class AlertAdmin(ReadOnlyAdmin):
+class AlertAdmin(OwnPageAdmin):
     list_display = ["title", "state", "kind", "when", "over"]
     list_display_links = ["title"]
     list_filter = [("kind", ChoicesDropdownFilter)]
@@ -65,26 +63,14 @@ class AlertAdmin(ReadOnlyAdmin):
 
     # ------------------------------------------------------------------------------ one alert
 
-    def change_view(
-        self,
-        request: HttpRequest,
-        object_id: str,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
-    ) -> HttpResponse:
-        if request.method not in {"GET", "HEAD"}:
-            return HttpResponseNotAllowed(["GET", "HEAD"])
-        alert = self.get_object(request, unquote(object_id))
-        if not self.has_view_permission(request, alert):
-            raise PermissionDenied
-        if alert is None:
-            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)
+    page_template = "admin/delivery/alert.html"
+
+    def page_title(self, alert: Alert) -> str:
+        return alert.title
+
+    def page_context(self, request: HttpRequest, alert: Alert) -> dict[str, Any]:
         user: Any = request.user
-        context = {
-            **self.admin_site.each_context(request),
-            "opts": self.opts,
-            "title": alert.title,
-            "original": alert,
+        return {
             "alert": alert,
             "seen_by": list(alert.seen_by.all()),
             "is_seen": alert.seen_by.filter(pk=user.pk).exists(),
@@ -92,9 +78,7 @@ class AlertAdmin(ReadOnlyAdmin):
             "may_decide": user.has_perm("delivery.decide_suppressions"),
             "host": is_off(alert) and installation.host_of(alert),
             "may_adopt": user.has_perm("delivery.adopt_installation"),
-            **(extra_context or {}),
         }
-        return TemplateResponse(request, "admin/delivery/alert.html", context)
 
     def get_urls(self) -> list[URLPattern]:
         own = [

@@ -6,11 +6,9 @@ from datetime import datetime
 from typing import Any
 
 from django.contrib import admin, messages
-from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
-from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.utils.text import Truncator
@@ -18,7 +16,7 @@ from django.utils.translation import gettext_lazy as _
 from unfold.decorators import display
 
 from delivery import groups
-from delivery.admin_parts import ReadOnlyAdmin, moment
+from delivery.admin_parts import OwnPageAdmin, moment
 from delivery.models import GroupState, ReceivingDomain
 from delivery.tasks import wake_coordinator
 
@@ -27,7 +25,7 @@ LONGEST_LIST_OF_DOMAINS = 30
 
 
 @admin.register(GroupState)
-class GroupStateAdmin(ReadOnlyAdmin):
+class GroupStateAdmin(OwnPageAdmin):
     """What readers' servers asked of us, for all that they take in."""
 
     list_display = ["group", "provider", "state", "until", "reason", "rule", "begun"]
@@ -101,30 +99,18 @@ class GroupStateAdmin(ReadOnlyAdmin):
             self.message_user(request, _("It was open already."), messages.INFO)
         return HttpResponseRedirect(reverse("admin:delivery_groupstate_change", args=[pk]))
 
-    def change_view(
-        self,
-        request: HttpRequest,
-        object_id: str,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
-    ) -> HttpResponse:
+    page_template = "admin/delivery/group.html"
+
+    def page_title(self, state: GroupState) -> str:
+        return state.group
+
+    def page_context(self, request: HttpRequest, state: GroupState) -> dict[str, Any]:
         """What a group's servers said, verbatim."""
-        if request.method not in {"GET", "HEAD"}:
-            return HttpResponseNotAllowed(["GET", "HEAD"])
-        state = self.get_object(request, unquote(object_id))
-        if not self.has_view_permission(request, state):
-            raise PermissionDenied
-        if state is None:
-            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)
         condition, words = state_in_words(state)
         # By index: one more than is shown tells that there are more.
         known = ReceivingDomain.objects.filter(group=state.group).order_by("name")
         domains = list(known[: LONGEST_LIST_OF_DOMAINS + 1])
-        context = {
-            **self.admin_site.each_context(request),
-            "opts": self.opts,
-            "title": state.group,
-            "original": state,
+        return {
             "state": state,
             "condition": condition,
             "words": words,
@@ -132,9 +118,7 @@ class GroupStateAdmin(ReadOnlyAdmin):
             "domains": domains[:LONGEST_LIST_OF_DOMAINS],
             "has_more_domains": len(domains) > LONGEST_LIST_OF_DOMAINS,
             "may_resume": condition != "open" and self.has_resume_group_permission(request),
-            **(extra_context or {}),
         }
-        return TemplateResponse(request, "admin/delivery/group.html", context)
 
 
 def _until(state: GroupState) -> datetime | None:
