@@ -15,8 +15,8 @@ from delivery.installation import last_check_in
 class Command(BaseCommand):
     help = (
         "Exits 1 when no task of sending or coordinating has run on this machine for some minutes, "
-        "or when sending is off here. A watchdog then restarts the cluster: a process that is "
-        "killed while it waits for a task can leave all others waiting for ever. Asks no database."
+        "or when sending is off here. For a watchdog, which then restarts the cluster. Asks no "
+        "database."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
