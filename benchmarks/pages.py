@@ -1,11 +1,13 @@
 """How fast the pages answer with a big table behind them, and how much memory the main job takes.
 
-    python -m benchmarks.pages [--deliveries 1000000] [--readers 100000] [--rounds 20]
+    python -m benchmarks.pages [--deliveries 1000000] [--readers 100000] [--rounds 20] [--quiet]
 
 Starts a throw-away PostgreSQL (or uses DATABASE_URL), imports ``--readers`` readers through the
 real command, sends them a campaign through the maildir provider with a real django-q2 cluster,
 watching the resident memory of every process, fills the table up to ``--deliveries`` rows, and
-then asks gunicorn for each page. Prints a table of medians; the last line is JSON.
+then asks gunicorn for each page, while another campaign is sent to the same readers (``--quiet``:
+while nothing is). Prints a table of medians; the last line is JSON. Exit status 1 when a median is
+over 300 ms or a process took over 200 MB.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ import psutil
 from tests.postgresql import throwaway_server
 
 HERE = Path(__file__).resolve().parent.parent
+SLOWEST_MEDIAN_MS = 300
+LARGEST_MB = 200
 
 
 def free_port() -> int:
@@ -156,7 +160,7 @@ class Browser:
 
 
 def measure(browser: Browser, rounds: int) -> dict[str, float]:
-    from campaigns.models import Campaign, Subscriber
+    from campaigns.models import Campaign, CampaignTotals, Subscriber
     from campaigns.unsubscribe import unsubscribe_url
     from delivery.models import Delivery
     from delivery.states import DeliveryStatus
@@ -164,6 +168,8 @@ def measure(browser: Browser, rounds: int) -> dict[str, float]:
     campaign = Campaign.objects.earliest("id")
     last = Campaign.objects.latest("id")
     row = Delivery.objects.filter(campaign=campaign, status="sent").earliest("id")
+    of_one = CampaignTotals.of([campaign.pk])[campaign.pk]["eligible"] // 50
+    of_all = Delivery.objects.count() // 50
     reader = Subscriber.objects.earliest("id")
     deliveries = "/admin/delivery/delivery/"
     pages = {
@@ -177,8 +183,14 @@ def measure(browser: Browser, rounds: int) -> dict[str, float]:
         "suppressions": "/admin/campaigns/suppression/",
         "imports": "/admin/campaigns/importjob/",
         "deliveries": deliveries,
-        "deliveries, last page": f"{deliveries}?p=9999",
+        "deliveries, middle page": f"{deliveries}?p={of_all // 2}",
+        "deliveries, last page": f"{deliveries}?p={of_all}",
         "deliveries, searched": f"{deliveries}?q={row.rcpt_to}",
+        "deliveries, searched by a beginning": f"{deliveries}?q={row.rcpt_to[:8]}",
+        "deliveries, nothing found": f"{deliveries}?q=nobody",
+        "of a campaign, middle page": f"{deliveries}?campaign__id__exact={campaign.pk}"
+        f"&p={of_one // 2}",
+        "of a campaign, last page": f"{deliveries}?campaign__id__exact={campaign.pk}&p={of_one}",
         "deliveries of a campaign": f"{deliveries}?campaign__id__exact={campaign.pk}",
         **{
             f"deliveries, {state}": f"{deliveries}?campaign__id__exact={campaign.pk}"
@@ -192,6 +204,7 @@ def measure(browser: Browser, rounds: int) -> dict[str, float]:
         "one delivery": f"{deliveries}{row.pk}/change/",
         "why": f"{deliveries}why/?address={row.rcpt_to}",
         "bounces": "/admin/bounces/bounce/",
+        "providers": "/admin/delivery/providerstate/",
         "unsubscribe page": urllib.parse.urlsplit(unsubscribe_url(campaign.pk, reader.pk)).path,
     }
     medians = {}
@@ -205,11 +218,12 @@ def measure(browser: Browser, rounds: int) -> dict[str, float]:
     return medians
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--deliveries", type=int, default=1_000_000)
     parser.add_argument("--readers", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--quiet", action="store_true", help="ask while nothing is sent")
     options = parser.parse_args()
 
     var = Path(tempfile.mkdtemp(prefix="pennypost-pages-"))
@@ -220,10 +234,11 @@ def main() -> None:
         os.environ |= {"PENNYPOST_VAR": str(var), "LOG_LEVEL": "WARNING"}
         os.environ["DJANGO_SETTINGS_MODULE"] = "config.settings"
         os.environ.setdefault("SECRET_KEY", "a-key-of-the-benchmark-and-of-nothing-else-at-all")
-        run(stack, var, options)
+        return run(stack, var, options)
 
 
-def run(stack: ExitStack, var: Path, options: argparse.Namespace) -> None:
+def run(stack: ExitStack, var: Path, options: argparse.Namespace) -> int:
+    """Exit status 1 when something took longer, or more memory, than it may."""
     import django
 
     django.setup()
@@ -280,17 +295,22 @@ def run(stack: ExitStack, var: Path, options: argparse.Namespace) -> None:
             log=var / "web.log",
         )
     )
-    campaign = Campaign.objects.create(
-        name="Measured",
-        from_email="news@news.example.org",
-        subject="Good day",
-        provider="rehearsal",
-        html="<p>Good day {{ first_name | default('reader') }}</p>"
-        + "<p>News.</p>" * 500
-        + '<p><a href="{{ unsubscribe_url }}">Unsubscribe</a></p>',
-    )
-    campaign.include_lists.add(weekly)
-    campaign.schedule(timezone.now(), edition=freeze(campaign))
+
+    def new_campaign(name: str) -> Campaign:
+        campaign = Campaign.objects.create(
+            name=name,
+            from_email="news@news.example.org",
+            subject="Good day",
+            provider="rehearsal",
+            html="<p>Good day {{ first_name | default('reader') }}</p>"
+            + "<p>News.</p>" * 500
+            + '<p><a href="{{ unsubscribe_url }}">Unsubscribe</a></p>',
+        )
+        campaign.include_lists.add(weekly)
+        assert campaign.schedule(timezone.now(), edition=freeze(campaign))
+        return campaign
+
+    campaign = new_campaign("Measured")
 
     def look() -> None:
         memory.look("cluster", cluster.pid)
@@ -308,6 +328,8 @@ def run(stack: ExitStack, var: Path, options: argparse.Namespace) -> None:
 
     fill(options.deliveries)
     browser = Browser(port, "admin", "measured")
+    if not options.quiet:
+        new_campaign("Sent meanwhile")
     medians = measure(browser, options.rounds)
     look()
 
@@ -320,7 +342,9 @@ def run(stack: ExitStack, var: Path, options: argparse.Namespace) -> None:
     for name, milliseconds in sorted(medians.items(), key=lambda item: -item[1]):
         print(f"{name:40} {milliseconds:6.0f}")
     print(json.dumps({"memory_mb": memory.largest, "median_ms": medians}))
+    slow = max(medians.values()) > SLOWEST_MEDIAN_MS
+    return int(slow or max(memory.largest.values()) > LARGEST_MB)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -106,15 +106,7 @@ def waiting_workers(count: int) -> Iterator[list[subprocess.Popen[str]]]:
     """Processes that have started up and wait for a line."""
     command = [sys.executable, str(Path(__file__).resolve()), "--as-worker"]
     if profile := os.environ.get("PROFILE"):  # py-spy's raw samples, for one worker
-        options = [
-            "-r",
-            "200",
-            *(["--native"] if "NATIVE" in os.environ else ["--nonblocking"]),
-            "-f",
-            "raw",
-            "-o",
-            profile,
-        ]
+        options = ["-r", "250", "--nonblocking", "-f", "raw", "-o", profile]
         command = ["py-spy", "record", *options, "--", *command]
     processes = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
