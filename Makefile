@@ -32,8 +32,10 @@ pollers: $(READY)
 	PENNYPOST_SOAK=1 $(BIN)/pytest -m "slow or not slow" tests/bounces $(ARGS)
 	PENNYPOST_SOAK=1 $(BIN)/python -m tests.postgresql $(BIN)/pytest tests/bounces/test_killed_poller.py $(ARGS)
 
-# Limits in real time, by three clusters as three hosts; needs a machine with little else to do.
+# Limits in real time, by three clusters as three hosts (needs a machine with little else to do), and
+# all of them over two simulated days.
 limits: $(READY)
+	$(BIN)/pytest -m slow tests/delivery $(ARGS)
 	$(BIN)/python -m tests.postgresql $(BIN)/pytest -m slow tests/end_to_end $(ARGS)
 
 # 12,000 readers over two emulated days through one mailbox of Microsoft 365, with faults of all kinds.

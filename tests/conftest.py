@@ -31,6 +31,7 @@ def pytest_configure() -> None:
     settings.PASSWORD_HASHERS = [fast, *settings.PASSWORD_HASHERS]
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Half as many again as cores: tests wait for servers and child processes much of the time."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
