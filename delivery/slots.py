@@ -177,14 +177,14 @@ class Cut(StrEnum):
 
 
 def fewer(connections: Connections, now: datetime) -> Cut:
-    """Half as many, once for each burst."""
+    """Half as many, rounded up (Exchange's three become two), once for each burst."""
     with transaction.atomic():
         pool = ConnectionPool.objects.select_for_update().get(scope=connections.scope)
         if pool.cut_at is not None and now - pool.cut_at < STRETCH:
             return Cut.MADE_BEFORE
         limit = min(pool.reduced_to or connections.most, connections.most)
         pool.cuts_at_the_floor = pool.cuts_at_the_floor + 1 if limit <= FLOOR else 0
-        pool.reduced_to = max(FLOOR, limit // 2)
+        pool.reduced_to = max(FLOOR, -(-limit // 2))
         pool.accepted = 0
         pool.cut_at = pool.changed_at = now
         in_vain = pool.cuts_at_the_floor >= CUTS_AT_THE_FLOOR

@@ -389,6 +389,14 @@ class Session:
     mail_parameters: str = ""
     rcpt_to: list[str] = field(default_factory=list)
 
+    @property
+    def place(self) -> int:
+        """Of this connection among those that are open: 1 for the one that is open longest."""
+        return sum(
+            other.closed_at is None and other.number <= self.connection.number
+            for other in self.server.connections
+        )
+
     async def converse(self) -> None:
         await self.say(At.GREETING, "220 localhost ESMTP ready")
         while True:

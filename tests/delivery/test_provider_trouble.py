@@ -47,14 +47,6 @@ def seen(server):
     return len(server.connections), len(server.commands)
 
 
-def place_of(session):
-    """1 for the connection that is open longest."""
-    return sum(
-        other.closed_at is None and other.number <= session.connection.number
-        for other in session.server.connections
-    )
-
-
 def attempts():
     return set(Delivery.objects.values_list("attempts", flat=True))
 
@@ -67,7 +59,7 @@ def test_a_fourth_connection_that_is_refused_makes_us_use_fewer_and_charges_no_r
     coordinate(clock)
     refuse = "432 4.3.2 STOREDRV.ClientSubmit; sender thread limit exceeded, concurrent connections"
     rules = [
-        Rule(At.MAIL, refuse, when=lambda session: place_of(session) > 3),
+        Rule(At.MAIL, refuse, when=lambda session: session.place > 3),
         Rule(At.FINAL_DOT, delay=0.02),
     ]
     with SMTPServer(rules=rules) as server:

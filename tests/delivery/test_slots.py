@@ -92,6 +92,14 @@ def test_trouble_halves_the_connections_once_for_a_burst(four, now):
     assert slots.hold(four, B, 4) == Held(0)
 
 
+def test_19_the_three_of_a_mailbox_become_two_and_then_one(now):
+    three = slots.Connections(3, "smtp:news@example.org")
+    slots.make(three)
+    for minute, left in ((0, 2), (1, 1), (2, 1)):
+        slots.fewer(three, now + timedelta(minutes=minute))
+        assert slots.limit_of(three) == left
+
+
 def test_a_clean_stretch_gives_back_one_connection_at_a_time(four, now):
     slots.fewer(four, now)
     assert slots.limit_of(four) == 2

@@ -86,6 +86,8 @@ BOUNCES = {
 class Site(World):
     """``opens``: whether a person opens a stopped provider after an hour."""
 
+    alias = "graph"  # the provider in the settings
+
     def __init__(self, clock: Clock, **options: Any) -> None:
         graph._mailboxes.clear()
         super().__init__(clock, mailboxes=[MAILBOX], **options)
@@ -182,13 +184,13 @@ class Site(World):
         return due
 
     def _let_a_person_look(self) -> None:
-        if self.opens is not None and state_of("graph").stopped:
-            self.opens("graph")
+        if self.opens is not None and state_of(self.alias).stopped:
+            self.opens(self.alias)
 
     @property
     def rest(self) -> timedelta | None:
         """How long the provider is closed from now on."""
-        until = closed_until(state_of("graph"), self.clock())
+        until = closed_until(state_of(self.alias), self.clock())
         return until - self.clock() if until else None
 
     # ------------------------------------------------------------------ what is promised
@@ -196,6 +198,10 @@ class Site(World):
     def asked(self, part: str = "/users/") -> int:
         """How many requests of the mailbox there were."""
         return len(self.emulator.requests(part))
+
+    def taken(self) -> Counter[str]:
+        """Our Message-IDs of the letters that the far side took, and how often each."""
+        return Counter(one.own_message_id for one in self.emulator.delivered)
 
     def assert_promises(self, *, doubled: int = 0) -> None:
         """What holds at the end of every test, whatever went wrong in it."""
@@ -206,11 +212,11 @@ class Site(World):
         self.assert_every_accepted_letter_is_accounted_for()
 
     def assert_every_accepted_letter_is_accounted_for(self) -> None:
-        """What the emulator took is sent, or came back, or is in doubt with a reason; and nothing
+        """What the far side took is sent, or came back, or is in doubt with a reason; and nothing
         counts as sent that it did not take."""
-        letters = Delivery.objects.filter(provider__in=["graph", "again"])
+        letters = Delivery.objects.filter(provider__in=[self.alias, "again"])
         states = {message_id_of(row.pk, row.campaign_id): row.status for row in letters}
-        taken = Counter(one.own_message_id for one in self.emulator.delivered)
+        taken = self.taken()
         known = {"sent", "unconfirmed", "sending", "bounced"}
         for message_id in taken:
             assert states[message_id] in known, (message_id, states[message_id])

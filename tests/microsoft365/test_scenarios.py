@@ -2,10 +2,10 @@
 
 Coordinator, worker, reader of bounces and database are real, the mailbox is that of the strict
 emulator, and the clock is everybody's. What the provider alone makes of an answer is in
-tests/delivery/test_graph_provider.py. The rest of the twenty-five: 18 there, 19, 20 and 22 in
-test_smtp_scenarios.py, 21 in tests/delivery/test_smtp_xoauth2.py, 23 in
-tests/bounces/test_graph_mailbox.py, 24 in tests/bounces/test_watches.py, 25 in
-tests/bounces/test_samples.py. After each test the promises are asserted (Site.assert_promises).
+tests/delivery/test_graph_provider.py. After each test the promises are asserted
+(Site.assert_promises). The rest of the twenty-five: 19, 20 and 22 in test_smtp_scenarios.py, 21 in
+tests/delivery/test_smtp_xoauth2.py, 23 in tests/bounces/test_graph_mailbox.py, 24 in
+tests/bounces/test_watches.py, 25 in tests/bounces/test_samples.py.
 """
 
 from __future__ import annotations
