@@ -551,3 +551,53 @@ def test_a_lost_connection_is_raised_as_it_comes(world: World) -> None:
     world.emulator.faults.append(Fault(DELTA, drop=httpx.ReadError))
     with pytest.raises(httpx.ReadError):
         Reader(world).poll()
+
+
+@pytest.mark.django_db
+def test_23_pages_in_every_kind_of_trouble_give_each_report_exactly_once(
+    polled, deliver: Deliver, now, monkeypatch
+) -> None:
+    monkeypatch.setattr(
+        "bounces.conf.MailboxSettings.make", lambda self: mailbox_of(polled, folders=["inbox"])
+    )
+    arrive(polled, *(deliver(f"r{number}@example.net") for number in range(4)))
+    a, b, c, _d = polled.emulator.feed(MAILBOX, "inbox").look().values()
+    gone = {"id": "AAgone=", "@removed": {"reason": "deleted"}}
+    folder = f"https://graph.microsoft.com/v1.0/users/{MAILBOX}/mailFolders/inbox{DELTA}"
+
+    def page(link: str, token: str, *items: dict[str, Any]) -> Fault:
+        return Fault(DELTA, Answer.of(200, {"value": items, link: f"{folder}?{token}"}))
+
+    last = page("@odata.deltaLink", "$deltatoken=77", b, c, gone)
+    polled.emulator.faults += [
+        page("@odata.nextLink", "$skiptoken=771.0", a, b),
+        page("@odata.nextLink", "$skiptoken=772.0"),
+        Fault(DELTA, Answer.error(429, "TooManyRequests", retry_after="3")),
+        last,
+        page("@odata.deltaLink", "$deltatoken=77", b, c, gone),
+        Fault(f"{a['id']}/$value", item_not_found()),
+    ]
+    # Announced before it can be read, and the third page has to wait.
+    assert poll("default", now).verdicts == {"bounce": 1}
+    assert "772.0" in MailboxState.objects.get().position
+
+    def breaks(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    now += timedelta(minutes=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("bounces.intake._record", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            poll("default", now)
+    assert "772.0" in MailboxState.objects.get().position
+    now += LEASE
+    assert poll("default", now).verdicts == {"bounce": 2}
+    # From the first page only once: what was left was the third one's.
+    assert len(polled.emulator.requests(DELTA)) == 5
+
+    forgotten = Answer.error(410, "SyncStateNotFound", location=f"{folder}?$deltatoken=")
+    polled.emulator.faults.append(Fault(DELTA, forgotten))
+    now += timedelta(minutes=1)
+    assert poll("default", now).verdicts == {"bounce": 1}
+    assert {fault.times for fault in polled.emulator.faults} == {0}
+    assert Bounce.objects.filter(counted=True).count() == ReceivedMail.objects.count() == 4

@@ -274,3 +274,41 @@ def test_the_challenge_of_a_new_watch_passes_through_our_endpoint(watched: World
     assert {heard.body.decode() for heard in handshakes} == {CHALLENGE}
     assert len(handshakes) == 4
     assert timedelta(minutes=10_080) >= watches.LIFE
+
+
+def test_24_whatever_becomes_of_the_calls_each_report_is_found_once(watched, deliver, client):
+    """Wrong secret, twice, two hundred at once, none for hours, no watch left: in one story."""
+    one = subscription(watched)
+    letters = [deliver(f"r{number}@example.net") for number in range(12)]
+    body = watched.emulator.subscriptions.notification(one)
+    burst = json.dumps({"value": json.loads(body)["value"] * 200}).encode()
+    forged = watched.emulator.subscriptions.notification(one, clientState="wrong")
+    arrive(watched, *letters[:4])
+    for told in (forged, body, body, burst):
+        assert call(client, told) == 202
+    assert OrmQ.objects.count() == 1
+    now = timezone.now()
+    assert poll("default", now).verdicts == {"bounce": 4}
+    drop_tasks()
+
+    watched.emulator.subscriptions.tell = lambda url, body: None
+    for hour in range(1, 4):
+        arrive(watched, letters[3 + hour])
+        assert poll("default", now + timedelta(hours=hour)).verdicts == {"bounce": 1}
+    assert OrmQ.objects.count() == 0
+    assert Bounce.objects.filter(counted=True).count() == ReceivedMail.objects.count() == 7
+
+
+def test_24_a_call_into_the_silence_of_the_mailbox_is_answered_and_only_remembered(
+    watched, deliver, client
+):
+    now = watched.clock()
+    turn = mailboxes.ask(MAILBOX, ALLOWANCE, now)
+    mailboxes.done(MAILBOX, turn, now, "429 ErrorTooManyObjectsOpened")
+    watched.emulator.journal.clear()
+    arrive(watched, deliver())
+    assert watched.heard[-1].status == 202
+    assert poll("default", timezone.now(), at_once=True).rest
+    assert not watched.emulator.journal
+    watched.clock.advance(minutes=36)
+    assert poll("default", now + timedelta(minutes=36)).verdicts == {"bounce": 1}

@@ -5,7 +5,7 @@ emulator, and the clock is everybody's. What the provider alone makes of an answ
 tests/delivery/test_graph_provider.py. After each test the promises are asserted
 (Site.assert_promises). The rest of the twenty-five: 19, 20 and 22 in test_smtp_scenarios.py, 21 in
 tests/delivery/test_smtp_xoauth2.py, 23 in tests/bounces/test_graph_mailbox.py, 24 in
-tests/bounces/test_watches.py, 25 in tests/bounces/test_samples.py.
+tests/bounces/test_watches.py, 25 in tests/bounces/test_reports_of_exchange.py.
 """
 
 from __future__ import annotations
