@@ -158,6 +158,7 @@ def test_a_wave_is_found_by_its_ids_however_much_the_worker_holds(campaign, leas
     claimed = claim(lease, campaign, 12, now)
     sql = queue._EXCHANGE.format(wave=", ".join(str(one.id) for one in claimed[:3]))
     values = {"outcomes": "[]", "now": now, "key": 1, "provider": "default", "shard": 1}
+    values["groups_held"] = 0
     with connection.cursor() as cursor:
         cursor.execute("SET LOCAL enable_seqscan TO off")
         cursor.execute(f"EXPLAIN {sql}", values)
