@@ -179,7 +179,8 @@ class GraphMailbox:
         url = f"{self._account.user}/messages/{quote(uid, safe='')}/$value"
         try:
             answer = self._get(url, largest)
-            if answer.status == 200:
+            # A gateway in trouble may answer 200 with nothing; no mail is empty.
+            if answer.status == 200 and answer.body:
                 return answer.body[:largest]
             if "erroritemnotfound" in _codes(answer):
                 raise MailGoneError(uid)

@@ -270,6 +270,18 @@ def test_a_mail_that_never_comes_is_given_up_after_three_days(world: World) -> N
     assert len(world.emulator.requests("$value")) == asked
 
 
+def test_an_answer_with_nothing_in_it_is_no_mail_and_the_mail_is_asked_for_again(
+    world: World,
+) -> None:
+    reader = Reader(world)
+    item = world.emulator.receive(MAILBOX, mail(1))
+    world.emulator.faults.append(Fault(f"{item.id}/$value", Answer(200)))
+    with pytest.raises(GraphMailboxError):
+        reader.poll()
+    assert reader.poll() == mails(1)
+    assert reader.poll() == []
+
+
 def test_what_was_deleted_is_no_mail(world: World) -> None:
     page = {"value": [{"id": "AAgone=", "@removed": {"reason": "deleted"}}]}
     link = (
