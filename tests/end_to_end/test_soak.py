@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from random import Random
 
@@ -61,6 +62,8 @@ def real_settings(settings, tmp_path, monkeypatch):
     settings.DELIVERY = {
         "WORKERS": WORKERS,
         "GUARD_RAILS": {"UNCONFIRMED": None, "DEFERRED": None},
+        # The coordinator settles what a killed worker had noted.
+        "RETRY_AFTER": [timedelta(seconds=1)],
         "RETURN_PATH": "bounce+{token}@bounces.example.org",
         "RECORDERS": tmp_path / "recorders",
         "PROVIDERS": {"default": {"BACKEND": "delivery.providers.memory.MemoryProvider"}},
