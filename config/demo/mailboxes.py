@@ -6,6 +6,7 @@ the distribution serves it; for graph the emulator of Microsoft Graph takes its 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from config.demo.world import Fate
 
 KINDS = ("maildir", "imap", "pop3", "graph")
 IMAP_PORT, POP3_PORT, GRAPH_PORT = 2143, 2110, 8365
+if "DEMO_MAILBOX_PORT" in os.environ:  # for demos that begin at the same moment
+    IMAP_PORT = POP3_PORT = GRAPH_PORT = int(os.environ["DEMO_MAILBOX_PORT"])
 ACCOUNT = "letter@news.example.org"
 START_SECONDS = 30.0
 NO_DOVECOT = (

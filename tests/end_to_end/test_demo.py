@@ -37,6 +37,8 @@ def demo(
     var: Path, ports: tuple[int, int], *options: str, readers: int = 2000
 ) -> Iterator[subprocess.Popen[str]]:
     """A running demo with its output in a pipe; killed at the end when it still runs."""
+    with socket.create_server(("127.0.0.1", 0)) as mailbox:
+        mailbox_port = mailbox.getsockname()[1]
     process = subprocess.Popen(
         [sys.executable, "-m", "config.demo", *options]
         + ["--web-port", str(ports[0]), "--smtp-port", str(ports[1])],
@@ -45,6 +47,7 @@ def demo(
             "PENNYPOST_VAR": str(var),
             "DATABASE_URL": "postgres://nowhere.invalid/",
             "DEMO_READERS": str(readers),
+            "DEMO_MAILBOX_PORT": str(mailbox_port),
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
