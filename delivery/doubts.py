@@ -2,7 +2,8 @@
 
 A letter is UNCONFIRMED when the connection broke, or its worker died, after the letter had left
 and before the answer was read: it may have been taken (RFC 1047). Every way out of that state goes
-through ``resolve`` and leaves a Resolution, except a report that comes back (queue.mark_bounced):
+through ``resolve`` and leaves a Resolution, except a report that comes back
+(queue.mark_all_bounced):
 that one is its own record.
 """
 

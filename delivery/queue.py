@@ -324,9 +324,14 @@ def record_and_hand_over(
     groups_held: int | None = None,
 ) -> list[int]:
     """What a worker writes between two waves, in one transaction: outcomes, letters that were
-    noted and certainly not sent (SENDING -> QUEUED), and the note for the letters that leave next;
-    the ids of those that may leave. ``groups_held``: the provider's when they were claimed; none
-    leaves when another group is held since."""
+    noted and certainly not sent (SENDING -> QUEUED), and the note for the letters that leave next
+    (CLAIMED -> SENDING), durable before a byte leaves; the ids of those that may leave.
+
+    The others may not be sent: their campaign was paused or cancelled meanwhile, or the provider
+    by another worker's trouble (then they are released here), or the lease was lost (then they
+    are somebody else's). ``groups_held``: the provider's when they were claimed; none leaves when
+    another group is held since.
+    """
     if (
         connection.vendor == "postgresql"
         and not unsent
@@ -380,20 +385,6 @@ def _exchange(
             _give_up_claims(lease.claim_key, sorted(set(wave) - set(moved)), tally)
             tally.write()
     return list(moved)
-
-
-def hand_over(lease: Lease, ids: Sequence[int], now: datetime) -> list[int]:
-    """CLAIMED -> SENDING, the note that is durable before a byte leaves; the ids that moved.
-
-    The others may not be sent: their campaign was paused or cancelled meanwhile, or the provider
-    by another worker's trouble (then they are released here), or the lease was lost (then they
-    are somebody else's).
-    """
-    with transaction.atomic():
-        tally = Tally(lease.slot + 1)
-        moved = _hand_over(lease, ids, now, tally)
-        tally.write()
-    return moved
 
 
 def _hand_over(
@@ -475,7 +466,8 @@ def _write_sent(
     table = Delivery._meta.db_table
     with connection.cursor() as cursor:
         cursor.execute(
-            f"UPDATE {table} SET {_SENT.format(now='%s')} FROM {_outcomes('%s')} AS v"
+            f"UPDATE {table} SET {_SENT.format(now='%s')}"
+            f" FROM {_ROWS_OF[connection.vendor].format(outcomes='%s')} AS v"
             f" WHERE {table}.id = v.id AND {table}.claim_key = %s"
             f" AND {_is(source, table)}"
             f" RETURNING {table}.id, {table}.campaign_id, {table}.is_test",
@@ -704,29 +696,11 @@ def cancel_waiting(campaign_id: int, size: int, now: datetime) -> int:
     return len(rows)
 
 
-def mark_bounced(delivery_id: int) -> bool:
-    """SENT or UNCONFIRMED -> BOUNCED: a final failure came back. False when it was neither.
+def mark_all_bounced(delivery_ids: Sequence[int]) -> set[int]:
+    """SENT or UNCONFIRMED -> BOUNCED: a final failure came back for each; those that moved.
 
     In the caller's transaction. A second report about the same letter changes nothing.
     """
-    for source in (_S.SENT, _S.UNCONFIRMED):
-        row = (
-            Delivery.objects.filter(pk=delivery_id, status=source)
-            .values_list("campaign_id", "is_test")
-            .first()
-        )
-        if row is None:
-            continue
-        if Delivery.objects.filter(pk=delivery_id, status=source).update(status=_S.BOUNCED):
-            tally = Tally(COMMON_SHARD)
-            tally.add(row[0], row[1], source, _S.BOUNCED, 1)
-            tally.write()
-            return True
-    return False
-
-
-def mark_all_bounced(delivery_ids: Sequence[int]) -> set[int]:
-    """As ``mark_bounced``, for many letters in a few statements; those that moved."""
     rows = list(
         Delivery.objects.select_for_update()
         .filter(pk__in=delivery_ids, status__in=[_S.SENT, _S.UNCONFIRMED])
@@ -832,18 +806,15 @@ def _as_json(sent: Sequence[Settled]) -> str:
     )
 
 
-def _outcomes(parameter: str) -> str:
-    """What _as_json wrote, as rows."""
-    is_postgresql = connection.vendor == "postgresql"
-    return (
-        "(SELECT CAST(value ->> 0 AS bigint) AS id, CAST(value ->> 1 AS smallint) AS attempts,"
-        " CAST(value ->> 2 AS smallint) AS code, value ->> 3 AS reply FROM "
-        + (
-            f"jsonb_array_elements(CAST({parameter} AS jsonb)))"
-            if is_postgresql
-            else f"json_each({parameter}))"
-        )
-    )
+# What _as_json wrote, as rows; {outcomes} is the parameter.
+_ROWS = (
+    "(SELECT CAST(value ->> 0 AS bigint) AS id, CAST(value ->> 1 AS smallint) AS attempts,"
+    " CAST(value ->> 2 AS smallint) AS code, value ->> 3 AS reply FROM {elements})"
+)
+_ROWS_OF = {
+    "postgresql": _ROWS.format(elements="jsonb_array_elements(CAST({outcomes} AS jsonb))"),
+    "sqlite": _ROWS.format(elements="json_each({outcomes})"),
+}
 
 
 # A letter may leave: its campaign is still sending, and no other worker closed the provider, or
@@ -863,9 +834,7 @@ _MAY_LEAVE_BY_NAME = _MAY_LEAVE.format(
 _EXCHANGE = f"""
     WITH sent AS (
         UPDATE {Delivery._meta.db_table} d SET {_SENT.format(now="%(now)s")}
-          FROM (SELECT CAST(value ->> 0 AS bigint) AS id, CAST(value ->> 1 AS smallint) AS attempts,
-                       CAST(value ->> 2 AS smallint) AS code, value ->> 3 AS reply
-                  FROM jsonb_array_elements(CAST(%(outcomes)s AS jsonb))) AS v
+          FROM {_ROWS_OF["postgresql"].format(outcomes="%(outcomes)s")} AS v
          WHERE d.id = v.id AND d.claim_key = %(key)s AND {_is(_S.SENDING, "d")}
         RETURNING d.id, d.campaign_id, d.is_test
     ), noted AS (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from random import Random
 
@@ -14,6 +14,7 @@ from campaigns.editions import freeze
 from campaigns.models import Campaign, CampaignTotals, MailingList, Subscriber, Subscription
 from delivery import coordinator, queue
 from delivery.conf import delivery_settings
+from delivery.leases import Lease
 from delivery.models import Delivery
 from delivery.providers.memory import MemoryProvider
 from delivery.worker import Slice, Worker
@@ -118,6 +119,11 @@ def campaign(mailing_list, readers, clock) -> Campaign:
     coordinate(clock)
     campaign.refresh_from_db()
     return campaign
+
+
+def hand_over(lease: Lease, ids: Sequence[int], now: datetime) -> list[int]:
+    """The note that these letters leave, and no outcome; the ids of those that may."""
+    return queue.record_and_hand_over(lease, [], [], ids, now)
 
 
 def coordinate(clock: Clock) -> dict[str, int]:

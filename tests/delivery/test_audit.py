@@ -17,7 +17,7 @@ from delivery.audit import audit_campaign, audit_leases
 from delivery.models import Attempt, Delivery, Resolution, WorkerLease
 from delivery.outcomes import Accepted, Deferred, Phase, Rejected, Reply, Unconfirmed
 from delivery.providers.memory import MemoryProvider
-from tests.delivery.conftest import coordinate, run_slice, statuses
+from tests.delivery.conftest import coordinate, hand_over, run_slice, statuses
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -112,7 +112,7 @@ def test_a_running_campaign_balances_too(campaign, clock):
     leases.make_places("default", 3)
     lease = leases.take("default", 3, "host:1", clock(), timedelta(hours=1))
     claims = queue.claim(lease, [campaign.pk], 6, clock())
-    queue.hand_over(lease, [claimed.id for claimed in claims[:3]], clock())
+    hand_over(lease, [claimed.id for claimed in claims[:3]], clock())
     assert found(campaign) == []
     assert audit_campaign(campaign.pk).open_letters == 12
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import Q
 
 from campaigns.models import Campaign, CampaignEvent, Subscription, Suppression
@@ -159,7 +159,8 @@ def test_an_unsubscription_changes_no_letter_that_is_not_in_doubt(campaign, read
 
 
 def test_a_report_that_comes_back_ends_the_doubt(finished, campaign):
-    assert queue.mark_bounced(finished.pk)
+    with transaction.atomic():
+        assert queue.mark_all_bounced([finished.pk])
     assert statuses(campaign) == {"sent": 11, "bounced": 1}
 
 

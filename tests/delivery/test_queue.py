@@ -14,7 +14,7 @@ from delivery.models import Attempt, Delivery
 from delivery.outcomes import Accepted, Deferred, Phase, Rejected, Reply
 from delivery.settlement import Settlement
 from delivery.states import DeliveryStatus
-from tests.delivery.conftest import coordinate, make_campaign, make_readers, statuses
+from tests.delivery.conftest import coordinate, hand_over, make_campaign, make_readers, statuses
 
 pytestmark = pytest.mark.django_db
 
@@ -214,7 +214,7 @@ def settled(claims, settlement, outcome=None):
 def test_a_letter_is_sending_only_after_the_note(campaign, lease, now):
     claims = claim(lease, campaign, 3, now)
     ids = [c.id for c in claims]
-    assert sorted(queue.hand_over(lease, ids, now)) == sorted(ids)
+    assert sorted(hand_over(lease, ids, now)) == sorted(ids)
     assert statuses(campaign) == {"queued": 9, "sending": 3}
     row = Delivery.objects.get(pk=ids[0])
     assert (row.handed_over_at, row.provider) == (now, "default")
@@ -222,7 +222,7 @@ def test_a_letter_is_sending_only_after_the_note(campaign, lease, now):
 
 def test_an_accepted_letter_keeps_the_servers_words(campaign, lease, now):
     claims = claim(lease, campaign, 2, now)
-    queue.hand_over(lease, [c.id for c in claims], now)
+    hand_over(lease, [c.id for c in claims], now)
     queue.settle(lease, settled(claims, Settlement(S.SENT, OK)), now)
     row = Delivery.objects.get(pk=claims[0].id)
     assert (row.status, row.code, row.reply) == ("sent", 250, OK.text)
@@ -235,7 +235,7 @@ def test_a_refused_letter_has_its_attempt_and_a_bad_address_is_due_to_be_suppres
     campaign, lease, now
 ):
     (claimed,) = claim(lease, campaign, 1, now)
-    queue.hand_over(lease, [claimed.id], now)
+    hand_over(lease, [claimed.id], now)
     reply = Reply(Phase.RCPT, 550, "5.1.1 User unknown")
     settlement = Settlement(S.REJECTED, reply, suppress=True, rule="no such mailbox")
     queue.settle(lease, settled([claimed], settlement, Rejected(reply, True)), now)
@@ -249,7 +249,7 @@ def test_a_refused_letter_has_its_attempt_and_a_bad_address_is_due_to_be_suppres
 
 def test_outcomes_of_one_wave_differ_and_are_written_together(campaign, lease, now):
     claims = claim(lease, campaign, 3, now)
-    queue.hand_over(lease, [c.id for c in claims], now)
+    hand_over(lease, [c.id for c in claims], now)
     grey = Reply(Phase.RCPT, 450, "4.2.0 Greylisted")
     due = now + timedelta(minutes=5)
     queue.settle(
@@ -274,27 +274,27 @@ def test_a_worker_whose_lease_ran_out_cannot_overwrite_the_new_owner(
 ):
     claims = claim(lease, campaign, 2, now)
     ids = [c.id for c in claims]
-    queue.hand_over(lease, ids[:1], now)
+    hand_over(lease, ids[:1], now)
     assert (queue.release_claims(lease), queue.doubt(lease, now)) == (1, 1)
     deferral = Settlement(S.DEFERRED, Reply(Phase.RCPT, 450, "later"), now)
     assert queue.settle(lease, settled(claims[:1], deferral), now) == []
-    assert queue.hand_over(lease, ids[1:], now) == []
+    assert hand_over(lease, ids[1:], now) == []
     again = claim(other_lease, campaign, 12, now)
     assert ids[1] in {c.id for c in again}
-    assert queue.hand_over(lease, ids[1:], now) == []
+    assert hand_over(lease, ids[1:], now) == []
     assert statuses(campaign) == {"claimed": 11, "unconfirmed": 1}
 
 
 def test_a_paused_campaigns_claims_are_released_and_not_handed_over(campaign, lease, now):
     claims = claim(lease, campaign, 4, now)
     campaign.pause()
-    assert queue.hand_over(lease, [c.id for c in claims], now) == []
+    assert hand_over(lease, [c.id for c in claims], now) == []
     assert statuses(campaign) == {"queued": 12}
 
 
 def test_a_release_gives_back_only_what_was_not_handed_over(campaign, lease, now):
     claims = claim(lease, campaign, 4, now)
-    queue.hand_over(lease, [claims[0].id], now)
+    hand_over(lease, [claims[0].id], now)
     assert queue.release(lease) == 3
     assert queue.holds(lease.claim_key)
     assert statuses(campaign) == {"queued": 11, "sending": 1}
@@ -307,7 +307,7 @@ def test_a_dead_workers_claims_return_and_its_handed_over_letters_are_in_doubt(
     campaign, lease, now
 ):
     claims = claim(lease, campaign, 5, now)
-    queue.hand_over(lease, [c.id for c in claims[:2]], now)
+    hand_over(lease, [c.id for c in claims[:2]], now)
     assert (queue.release_claims(lease), queue.doubt(lease, now)) == (3, 2)
     assert statuses(campaign) == {"queued": 10, "unconfirmed": 2}
     assert {a.rule for a in Attempt.objects.all()} == {"worker lost"}
@@ -316,7 +316,7 @@ def test_a_dead_workers_claims_return_and_its_handed_over_letters_are_in_doubt(
 
 def test_a_worker_taken_for_dead_still_brings_the_evidence_that_it_has(campaign, lease, now):
     (claimed,) = claim(lease, campaign, 1, now)
-    queue.hand_over(lease, [claimed.id], now)
+    hand_over(lease, [claimed.id], now)
     queue.doubt(lease, now)
     assert queue.settle(lease, settled([claimed], Settlement(S.SENT, OK)), now) == [claimed.id]
     assert statuses(campaign) == {"queued": 11, "sent": 1}
@@ -325,7 +325,7 @@ def test_a_worker_taken_for_dead_still_brings_the_evidence_that_it_has(campaign,
 def test_a_noted_letter_that_never_left_returns_to_the_queue(campaign, lease, other_lease, now):
     claims = claim(lease, campaign, 3, now)
     ids = [c.id for c in claims]
-    queue.hand_over(lease, ids[:2], now)
+    hand_over(lease, ids[:2], now)
     assert queue.return_unsent(other_lease, ids) == 0
     assert queue.return_unsent(lease, ids) == 2
     assert statuses(campaign) == {"queued": 11, "claimed": 1}
@@ -336,7 +336,7 @@ def test_a_noted_letter_that_never_left_returns_to_the_queue(campaign, lease, ot
 
 def test_cancelling_ends_what_waits_and_nothing_else(campaign, lease, now):
     claims = claim(lease, campaign, 2, now)
-    queue.hand_over(lease, [claims[0].id], now)
+    hand_over(lease, [claims[0].id], now)
     campaign.cancel(now)
     assert queue.cancel_waiting(campaign.pk, 7, now) == 7
     assert queue.cancel_waiting(campaign.pk, 7, now) == 3
@@ -348,8 +348,8 @@ def test_a_bounce_moves_a_sent_letter_once(campaign, now, state):
     row = Delivery.objects.first()
     Delivery.objects.filter(pk=row.pk).update(status=state)
     CampaignTotals.add(campaign.pk, 0, {"queued": -1, state: 1})
-    assert queue.mark_bounced(row.pk)
-    assert not queue.mark_bounced(row.pk)
+    assert queue.mark_all_bounced([row.pk])
+    assert not queue.mark_all_bounced([row.pk])
     assert statuses(campaign) == {"queued": 11, "bounced": 1}
 
 
@@ -357,7 +357,7 @@ def test_a_bounce_moves_a_sent_letter_once(campaign, now, state):
 def test_a_bounce_cannot_move_what_was_not_sent(campaign, now, state):
     row = Delivery.objects.first()
     Delivery.objects.filter(pk=row.pk).update(status=state)
-    assert not queue.mark_bounced(row.pk)
+    assert not queue.mark_all_bounced([row.pk])
     row.refresh_from_db()
     assert row.status == state
 

@@ -21,6 +21,7 @@ from delivery.providers.memory import MemoryProvider
 from tests.delivery.conftest import (
     coordinate,
     delivery_to,
+    hand_over,
     letters_to,
     make_campaign,
     make_readers,
@@ -238,7 +239,7 @@ def test_an_unconfirmed_letter_is_not_sent_again_by_itself(campaign, clock):
     leases.make_places("default", 3)
     lease = leases.take("default", 3, "dead:1", clock(), timedelta(seconds=60))
     claims = queue.claim(lease, [campaign.pk], 5, clock())
-    queue.hand_over(lease, [c.id for c in claims[:2]], clock())
+    hand_over(lease, [c.id for c in claims[:2]], clock())
     clock.advance(seconds=61)
     coordinate(clock)
     run_slice(clock)

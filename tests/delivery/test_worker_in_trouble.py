@@ -24,6 +24,7 @@ from delivery.worker import Worker
 from tests.delivery.conftest import (
     coordinate,
     delivery_to,
+    hand_over,
     make_campaign,
     make_readers,
     make_worker,
@@ -249,7 +250,7 @@ def test_letters_in_the_hands_of_nobody_go_back_or_into_doubt(campaign, clock, t
     frozen = leases.take("default", 3, "host:1", clock(), timedelta(seconds=60))
     leases.give_back(frozen)  # another host took it for dead
     claims = queue.claim(frozen, [campaign.pk], 5, clock())
-    queue.hand_over(frozen, [claims[0].id], clock())
+    hand_over(frozen, [claims[0].id], clock())
     reclaim_what_is_left(clock, tmp_path)
     assert statuses(campaign) == {"queued": 11, "unconfirmed": 1}
     assert audit_campaign(campaign.pk).imbalances == []
