@@ -1,12 +1,10 @@
-"""What bounces tells upstream when it is asked, and its entry in the schedule."""
+"""What bounces tells upstream when it is asked."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from django.db import connections
 from django.db.models import QuerySet
-from django.db.models.signals import post_migrate
 from django.dispatch import receiver
 from django.utils.translation import gettext as _
 
@@ -15,12 +13,6 @@ from delivery.audit import bounced_asked
 from delivery.guard_rails import blocked_asked, complaints_asked
 from delivery.models import Delivery
 from delivery.story import StoryLine, story_asked
-
-SCHEDULES = (
-    ("Poll the bounce mailboxes", "bounces.tasks.poll_mailboxes", 1),
-    ("Keep watching the bounce mailboxes", "bounces.tasks.keep_watching", 5),
-    ("Forget old bounce mails", "bounces.tasks.keep_house", 60),
-)
 
 
 @receiver(story_asked)
@@ -74,25 +66,3 @@ def _line(bounce: Bounce) -> StoryLine:
         detail += "\n" + _("The address was suppressed.")
     tone = "bad" if bounce.suppressed else "warning"
     return StoryLine(bounce.at, title, detail, tone, quote=bounce.diagnostic)
-
-
-@receiver(post_migrate)
-def make_schedule(sender: Any, using: str, **kwargs: Any) -> None:
-    """Our places in django-q2's schedule; made once, whatever was changed since."""
-    if sender.name != "bounces":
-        return
-    from django_q.models import Schedule
-
-    # `migrate bounces` alone may come before django-q2's tables.
-    if Schedule._meta.db_table not in connections[using].introspection.table_names():
-        return
-    for name, func, minutes in SCHEDULES:
-        Schedule.objects.using(using).get_or_create(
-            name=name,
-            defaults={
-                "func": func,
-                "schedule_type": Schedule.MINUTES,
-                "minutes": minutes,
-                "repeats": -1,
-            },
-        )

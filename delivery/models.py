@@ -57,7 +57,7 @@ class Delivery(models.Model):
         verbose_name_plural = _("deliveries")
         permissions = [
             ("ask_why", _("Can ask why a reader got a letter or not")),
-            ("resolve_doubt", _("Can treat a letter in doubt as sent, or send it again")),
+            ("resolve_doubt", _("Can decide what becomes of letters in doubt")),
         ]
         constraints = [
             models.UniqueConstraint(

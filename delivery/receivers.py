@@ -1,11 +1,10 @@
-"""What delivery does when campaigns announces something, and its entries in the schedule."""
+"""What delivery does when campaigns announces something."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 from typing import Any
 
-from django.db.models.signals import post_migrate
 from django.dispatch import receiver
 from django.utils import timezone
 from django.utils.formats import date_format
@@ -135,30 +134,3 @@ def letter_had_arrived(sender: Any, campaign_id: int, subscriber_id: int, **kwar
     )
     for pk in letters.values_list("pk", flat=True):
         doubts.confirm(pk, "The reader used the unsubscribe link in it.", timezone.now())
-
-
-@receiver(post_migrate)
-def make_schedules(sender: Any, **kwargs: Any) -> None:
-    """Delivery's places in django-q2's schedule; made once, whatever was changed since."""
-    if sender.name != "delivery":
-        return
-    from django_q.models import Schedule
-
-    Schedule.objects.get_or_create(
-        name="Coordinate campaigns",
-        defaults={
-            "func": "delivery.tasks.coordinate",
-            "schedule_type": Schedule.MINUTES,
-            "minutes": 1,
-            "repeats": -1,
-        },
-    )
-    Schedule.objects.get_or_create(
-        name="Look up receiving domains",
-        defaults={
-            "func": "delivery.tasks.look_up_domains",
-            "schedule_type": Schedule.MINUTES,
-            "minutes": 10,
-            "repeats": -1,
-        },
-    )

@@ -136,7 +136,7 @@ class Migration(migrations.Migration):
             options={
                 'verbose_name': 'delivery',
                 'verbose_name_plural': 'deliveries',
-                'permissions': [('ask_why', 'Can ask why a reader got a letter or not'), ('resolve_doubt', 'Can treat a letter in doubt as sent, or send it again')],
+                'permissions': [('ask_why', 'Can ask why a reader got a letter or not'), ('resolve_doubt', 'Can decide what becomes of letters in doubt')],
             },
         ),
         migrations.CreateModel(

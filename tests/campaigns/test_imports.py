@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 from django.db import connection
 from django.utils import timezone
-from django_q.models import OrmQ, Schedule
+from django_q.models import OrmQ
 
 from campaigns import imports, tasks
 from campaigns.addresses import address_key
@@ -552,16 +552,6 @@ def test_an_import_whose_worker_was_lost_is_taken_up_once(
         assert imports.take_up_orphans(late) == [job.pk]
         assert imports.take_up_orphans(late) == []
     assert OrmQ.objects.count() == 1
-
-
-@pytest.mark.django_db(transaction=True)
-def test_a_schedule_looks_for_lost_imports() -> None:
-    from campaigns.apps import make_schedules
-
-    make_schedules(sender=mock.Mock())
-    make_schedules(sender=mock.Mock())
-    schedule = Schedule.objects.get(func="campaigns.tasks.resume_imports")
-    assert schedule.minutes == 1
 
 
 def test_an_uploaded_copy_is_removed_when_it_has_been_imported(
