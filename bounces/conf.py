@@ -148,14 +148,20 @@ def _notification_url(raw: Mapping[str, Any], problems: list[Problem]) -> str:
     value = raw.get("NOTIFICATION_URL", "")
     if value == "":
         return ""
-    if isinstance(value, str):
-        parts = urlsplit(value)
-        safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(value))
-        if safe and parts.hostname and parts.path in {"", "/"} and not parts.query:
-            return value.rstrip("/")
+    if isinstance(value, str) and _is_site(value):
+        return value.rstrip("/")
     hint = '"https://news.example.org": https, and no path; "" for no notifications.'
     problems.append(Problem(22, f"BOUNCES['NOTIFICATION_URL'] = {value!r} cannot be.", hint))
     return ""
+
+
+def _is_site(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+    except ValueError:  # half an IPv6 address
+        return False
+    safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(value))
+    return safe and bool(parts.hostname) and parts.path in {"", "/"} and not parts.query
 
 
 def _mailboxes(raw: Any, problems: list[Problem]) -> dict[str, MailboxSettings]:

@@ -57,5 +57,6 @@ def _read(request: HttpRequest) -> list[Mapping[str, Any]]:
 
 
 def _text(one: Mapping[str, Any], name: str) -> str:
+    """ "" for what no far side of ours sends: a database takes neither NUL nor half a character."""
     value = one.get(name)
-    return value if isinstance(value, str) else ""
+    return value if isinstance(value, str) and value.isprintable() else ""

@@ -66,6 +66,7 @@ WRONG: dict[str, list[Any]] = {
             "http://news.example.org",
             "https://news.example.org/path",
             "https://",
+            "https://[2001:db8::1",
         )
     ],
     "bounces.E021": [{"SOFT_BOUNCES": 6}, {"SOFT_BOUNCE_CAMPAIGNS": 2}],

@@ -126,7 +126,7 @@ def test_when_the_gathering_is_over_the_next_call_queues_another_poll(watched: W
 
 @pytest.mark.parametrize("changes", [{"clientState": "wrong"}, {"clientState": ""},
     {"clientState": None}, {"clientState": "\ud800"}, {"subscriptionId": "unknown"},
-    {"subscriptionId": 7}])  # fmt: skip
+    {"subscriptionId": 7}, {"subscriptionId": "\0"}, {"subscriptionId": "\ud800"}])  # fmt: skip
 @pytest.mark.parametrize("event", ["", "missed", "subscriptionRemoved", "reauthorizationRequired"])
 def test_a_call_without_the_secret_does_nothing_and_learns_nothing(
     watched: World, client, changes: dict, event: str
