@@ -9,7 +9,7 @@ the letter counts as sent: a replayed one finds it bounced already.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -65,19 +65,34 @@ class Correlation:
     delivery: Delivery | None = None
 
 
-def correlate(
-    tokens: Iterable[str], reports: Iterable[Report], received_at: datetime, now: datetime
-) -> Correlation:
-    """The letter that a mail speaks of. ``tokens`` are those of the return paths that it was sent
-    to (envelope.py), ``received_at`` is when it was taken in."""
-    reports = list(reports)
-    named = named_letter(tokens, reports)
-    if named is Finding.UNSIGNED:
-        assigned = deliveries_of(message_ids_in(reports))
-        named = next(iter(assigned.values()), named)
-    if isinstance(named, Finding):
-        return Correlation(named)
-    return judge_letter(Delivery.objects.filter(pk=named).first(), received_at, now)
+@dataclass(frozen=True, slots=True)
+class Clues:
+    """What a mail has to say of its letter. ``tokens`` are those of the return paths that it was
+    sent to (envelope.py), ``received_at`` is when it was taken in."""
+
+    tokens: Sequence[str]
+    reports: Sequence[Report]
+    received_at: datetime
+
+
+def correlate(mails: Sequence[Clues], now: datetime) -> list[Correlation]:
+    """The letter that each of the mails speaks of, in their order; two queries for all of them."""
+    named = [named_letter(mail.tokens, mail.reports) for mail in mails]
+    unsigned = [mail for mail, one in zip(mails, named, strict=True) if one is Finding.UNSIGNED]
+    # Of mails without a token: those whose letter's Message-ID the provider had replaced.
+    assigned = deliveries_of(one for mail in unsigned for one in message_ids_in(mail.reports))
+    for place, mail in enumerate(mails):
+        if named[place] is Finding.UNSIGNED:
+            ids = (assigned[one] for one in message_ids_in(mail.reports) if one in assigned)
+            named[place] = next(ids, Finding.UNSIGNED)
+    wanted = {one for one in named if not isinstance(one, Finding)}
+    letters = Delivery.objects.in_bulk(wanted) if wanted else {}
+    return [
+        Correlation(one)
+        if isinstance(one, Finding)
+        else judge_letter(letters.get(one), mail.received_at, now)
+        for mail, one in zip(mails, named, strict=True)
+    ]
 
 
 def named_letter(tokens: Iterable[str], reports: Iterable[Report]) -> int | Finding:

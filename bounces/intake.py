@@ -20,11 +20,10 @@ from bounces.classification import judge
 from bounces.conf import bounce_settings
 from bounces.correlation import (
     SUSPICIOUS,
+    Clues,
     Correlation,
     Finding,
-    judge_letter,
-    message_ids_in,
-    named_letter,
+    correlate,
 )
 from bounces.models import (
     OPEN_VERDICTS,
@@ -46,7 +45,6 @@ from campaigns.states import SubscriptionStatus, SuppressionReason
 from campaigns.unsubscribe import Link, subscribed
 from delivery import doubts
 from delivery.alerts import open_alerts, raise_alert, resolve
-from delivery.message_ids import deliveries_of
 from delivery.models import Alert, Delivery
 from delivery.outcomes import Unavailable
 from delivery.queue import mark_all_bounced
@@ -57,6 +55,8 @@ logger = logging.getLogger(__name__)
 # A mail whose examiner died so often (killed, out of memory) is left to a person.
 MOST_EXAMINATIONS = 3
 HELD_BACK = "the breaker for forged tokens is open: nothing is marked until a person closes it"
+# One transaction: on SQLite it keeps every other writer waiting.
+FORGOTTEN_AT_ONCE = 1000
 REFUSALS_CEASE_AFTER = timedelta(days=1)
 CAUSE_OF_FORGERY = "forged tokens"
 UNSIGNED = Correlation(Finding.UNSIGNED)
@@ -198,14 +198,15 @@ def _record_or_give_up(
         return {pk: _give_up(mails[pk], now, f"{type(error).__name__}: {error}")}
 
 
-def forget_raw(now: datetime, most: int = 1000) -> int:
-    """Drops the raw bytes of mails beyond their retention; how many, at most ``most``."""
+def forget_raw(now: datetime) -> int:
+    """Drops the raw bytes of the oldest mails beyond their retention; of how many, at most
+    FORGOTTEN_AT_ONCE."""
     old = (
         ReceivedMail.objects.filter(
             received_at__lt=now - bounce_settings().raw_retention, raw__isnull=False
         )
         .order_by("received_at")
-        .values_list("pk", flat=True)[:most]
+        .values_list("pk", flat=True)[:FORGOTTEN_AT_ONCE]
     )
     return ReceivedMail.objects.filter(pk__in=list(old)).update(raw=None)
 
@@ -231,8 +232,8 @@ class Case:
 
     mail: ReceivedMail
     reports: tuple[Report, ...]
-    # A delivery id, or why there is none.
-    named: int | Finding
+    # Of the return paths that it was sent to; not yet verified.
+    tokens: tuple[str, ...]
     correlation: Correlation = UNSIGNED
     rows: list[Bounce] = field(default_factory=list)
     # The places of the reports that decide about the reader; none where nobody is to be marked.
@@ -317,28 +318,14 @@ def note_reading(mail: ReceivedMail, reading: Reading, now: datetime) -> Case | 
     if not answer.reports:
         mail.verdict = Verdict.NOTHING
         return None
-    return Case(mail, answer.reports, named_letter(reading.tokens, answer.reports))
+    return Case(mail, answer.reports, reading.tokens)
 
 
 def correlate_all(cases: Sequence[Case], now: datetime) -> None:
-    """Looks up the letters of all cases in one query, and judges each."""
-    _find_by_assigned_ids([case for case in cases if case.named is Finding.UNSIGNED])
-    ids = {case.named for case in cases if not isinstance(case.named, Finding)}
-    letters = Delivery.objects.in_bulk(ids) if ids else {}
-    for case in cases:
-        if isinstance(case.named, Finding):
-            case.correlation = Correlation(case.named)
-        else:
-            letter = letters.get(case.named)
-            case.correlation = judge_letter(letter, case.mail.received_at, now)
-
-
-def _find_by_assigned_ids(cases: Sequence[Case]) -> None:
-    """Of mails without a token: those whose letter's Message-ID the provider had replaced."""
-    assigned = deliveries_of(one for case in cases for one in message_ids_in(case.reports))
-    for case in cases if assigned else ():
-        named = (assigned[one] for one in message_ids_in(case.reports) if one in assigned)
-        case.named = next(named, case.named)
+    """Finds the letters of all cases."""
+    clues = [Clues(case.tokens, case.reports, case.mail.received_at) for case in cases]
+    for case, correlation in zip(cases, correlate(clues, now), strict=True):
+        case.correlation = correlation
 
 
 def decide(case: Case, tripped: bool) -> bool:

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from bounces.correlation import Finding, correlate
+from bounces.correlation import Clues, Finding, correlate
 from bounces.detectors.base import IncomingMail
 from bounces.envelope import return_path_tokens
 from bounces.reading import read_bounce
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.django_db
 
 
 def find(raw: bytes, now: datetime, received_at: datetime | None = None):
-    tokens = return_path_tokens(IncomingMail(raw))
-    return correlate(tokens, read_bounce(raw), received_at or now, now)
+    tokens = tuple(return_path_tokens(IncomingMail(raw)))
+    return correlate([Clues(tokens, read_bounce(raw), received_at or now)], now)[0]
 
 
 @pytest.mark.parametrize("field", ["Delivered-To", "X-Original-To", "Envelope-To", "To"])

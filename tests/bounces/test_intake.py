@@ -9,6 +9,7 @@ from threading import Barrier
 import pytest
 from django.core import mail as outbox
 from django.db import OperationalError, connection
+from django.utils import timezone
 
 from bounces import intake
 from bounces.detectors.base import IncomingMail
@@ -17,6 +18,7 @@ from bounces.models import Bounce, Kind, ReceivedMail, Verdict
 from bounces.reading import read_whole
 from bounces.reading_process import ReadingProcess
 from bounces.report import BounceReport, ComplaintReport
+from bounces.tasks import keep_house
 from campaigns.models import CampaignTotals, Suppression
 from campaigns.states import SuppressionReason
 from campaigns.tokens import Purpose
@@ -400,6 +402,17 @@ def test_raw_mail_is_forgotten_after_its_retention(settings, deliver: Deliver, n
     assert ReceivedMail.objects.get(uid="new").raw is not None
     assert Bounce.objects.count() == 2
     assert forget_raw(now) == 0
+
+
+def test_house_keeping_forgets_all_that_is_due_however_many(
+    settings, monkeypatch, deliver: Deliver, now
+) -> None:
+    settings.BOUNCES = settings.BOUNCES | {"RAW_RETENTION_DAYS": 30}
+    monkeypatch.setattr(intake, "FORGOTTEN_AT_ONCE", 2)
+    for number in range(5):
+        take(report(), timezone.now() - timedelta(days=31), uid=f"old {number}")
+    assert keep_house() == "5 mails forgotten"
+    assert not ReceivedMail.objects.filter(raw__isnull=False).exists()
 
 
 def test_t14_no_mail_is_ever_answered(deliver: Deliver, now) -> None:
