@@ -31,6 +31,7 @@ from bounces.models import (
     ReceivedMail,
     Verdict,
 )
+from bounces.report import visible
 
 # Of a mail's 256 KB a person reads the beginning.
 MOST_SHOWN_CHARACTERS = 64 * 1024
@@ -189,6 +190,9 @@ class BouncesOfMail(ReadOnly, TabularInline):
     tab = False
     hide_title = True
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Bounce]:
+        return super().get_queryset(request).select_related("delivery")
+
     @display(description=_("letter"))
     def letter(self, bounce: Bounce) -> SafeString | str:
         return link_to(bounce.delivery)
@@ -275,13 +279,8 @@ class BreakerAdmin(OwnPages, ReadOnly, ModelAdmin):
 
 
 def as_written(text: str) -> SafeString:
-    """Hostile text for a page: escaped, line by line as it was, without bidi or control
-    characters, which could make it read as something else."""
-    visible = "".join(
-        character if character.isprintable() or character in "\n\t" else "\N{REPLACEMENT CHARACTER}"
-        for character in text.replace("\r\n", "\n")
-    )
+    """Hostile text for a page: escaped, line by line as it was."""
     return format_html(
         '<pre class="overflow-auto whitespace-pre-wrap break-words text-xs max-h-96">{}</pre>',
-        visible,
+        visible(text),
     )

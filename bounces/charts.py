@@ -53,13 +53,15 @@ def by_class(now: datetime) -> list[Bar]:
 
 
 def by_domain(now: datetime) -> list[Bar]:
-    return _top((row["domain"] or "?", row) for row in _counted(now, "domain"))
+    return _top((row["domain"], row["domain"] or "?", row) for row in _counted(now, "domain"))
 
 
 def by_campaign(now: datetime) -> list[Bar]:
-    """Without a campaign: bounces that no token names."""
-    rows = _counted(now, "campaign__name")
-    return _top((row["campaign__name"] or _("no letter of ours"), row) for row in rows)
+    """Without a campaign: bounces that no token names. Two campaigns may have one name."""
+    rows = _counted(now, "campaign", "campaign__name")
+    return _top(
+        (row["campaign"], row["campaign__name"] or _("no letter of ours"), row) for row in rows
+    )
 
 
 def _counted(now: datetime, *fields: str) -> Iterable[dict[str, Any]]:
@@ -71,12 +73,13 @@ def _counted(now: datetime, *fields: str) -> Iterable[dict[str, Any]]:
     )
 
 
-def _top(rows: Iterable[tuple[str, dict[str, Any]]]) -> list[Bar]:
-    groups: dict[str, dict[str, int]] = {}
-    for label, row in rows:
-        counts = groups.setdefault(label, {})
+def _top(rows: Iterable[tuple[object, str, dict[str, Any]]]) -> list[Bar]:
+    """The longest bars of rows with what they are grouped by, and how that is called."""
+    groups: dict[object, tuple[str, dict[str, int]]] = {}
+    for group, label, row in rows:
+        _label, counts = groups.setdefault(group, (label, {}))
         counts[_key(row)] = counts.get(_key(row), 0) + row["n"]
-    largest = sorted(groups.items(), key=lambda group: (-sum(group[1].values()), group[0]))
+    largest = sorted(groups.values(), key=lambda bar: (-sum(bar[1].values()), bar[0]))
     return _bars(largest[:MOST_BARS])
 
 

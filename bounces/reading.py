@@ -10,7 +10,7 @@ from bounces.conf import bounce_settings, detectors
 from bounces.detectors.base import Detector, Explaining, IncomingMail
 from bounces.envelope import return_path_tokens
 from bounces.policy import class_of
-from bounces.report import BounceReport, ComplaintReport, Report, printable
+from bounces.report import BounceReport, ComplaintReport, Report, printable, visible
 
 logger = logging.getLogger(__name__)
 
@@ -53,14 +53,16 @@ class Explanation:
         return next((answer for answer in self.answers if answer.reports is not None), None)
 
     def lines(self) -> list[str]:
-        """The whole explanation for a person."""
+        """The whole explanation for a person at a terminal, to which the mail gives no orders."""
         told = [_told(answer) for answer in self.answers]
         told += [f"  {line}" for line in self.because.splitlines()]
         if self.answer is None:
-            return [*told, "No detector knows this mail: nobody is marked."]
-        if not self.answer.reports:
-            return [*told, "Nobody bounced: nobody is marked."]
-        return told + [_summary(report) for report in self.answer.reports]
+            told.append("No detector knows this mail: nobody is marked.")
+        elif not self.answer.reports:
+            told.append("Nobody bounced: nobody is marked.")
+        else:
+            told += [_summary(report) for report in self.answer.reports]
+        return [visible(line) for line in told]
 
 
 def read_bounce(raw: bytes) -> list[BounceReport]:

@@ -121,6 +121,17 @@ def test_without_the_permission_nothing_is_shown(bounce: Bounce) -> None:
     assert {client.get(page).status_code for page in pages(bounce)} == {403}
 
 
+def test_a_mail_about_many_readers_is_shown_with_few_queries(
+    admin: Client, bounce: Bounce, deliver: Deliver, django_assert_max_num_queries
+) -> None:
+    for number in range(30):
+        letter = deliver(f"r{number}@example.net")
+        Bounce.objects.create(received_mail=bounce.received_mail, delivery=letter, at=bounce.at)
+    with django_assert_max_num_queries(20):
+        html = admin.get(pages(bounce)[3]).content.decode()
+    assert "r29@example.net" in html
+
+
 def test_the_list_does_not_fetch_the_mails_themselves(
     admin: Client, bounce: Bounce, django_assert_max_num_queries
 ) -> None:

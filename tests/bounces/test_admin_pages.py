@@ -19,7 +19,7 @@ from bounces.detectors.delivery_status import DeliveryStatusDetector
 from bounces.intake import CAUSE_OF_FORGERY
 from bounces.models import Bounce, Breaker, ReceivedMail, Verdict
 from bounces.poller import poll
-from campaigns.models import Suppression
+from campaigns.models import Campaign, Suppression
 from delivery.alerts import open_alerts, raise_alert
 from delivery.models import Delivery
 from delivery.states import DeliveryStatus
@@ -139,6 +139,18 @@ def test_charts_count_by_class_domain_and_campaign(admin: Client, deliver: Deliv
     assert [(bar.label, bar.total) for bar in charts.by_campaign(now)] == [("Week 47", 3)]
     html = admin.get(reverse(CHARTS)).content.decode()
     assert "<svg" in html and "one.example" in html and "old.example" not in html
+
+
+def test_two_campaigns_of_one_name_have_a_bar_each(deliver: Deliver) -> None:
+    now = timezone.now()
+    take(report(delivered_to=return_path(deliver())), now)
+    mail, bounce = ReceivedMail.objects.get(), Bounce.objects.get()
+    namesake = Campaign.objects.create(name=bounce.campaign.name)
+    for _ in range(2):
+        Bounce.objects.create(received_mail=mail, campaign=namesake, bounce_class="soft", at=now)
+    assert [(bar.label, bar.total) for bar in charts.by_campaign(now)] == [
+        ("Week 47", 2), ("Week 47", 1)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("by", ["text", "file"])

@@ -118,3 +118,11 @@ def test_a_file_that_is_not_there_is_a_clear_message(tmp_path: Path) -> None:
 def test_a_terminal_is_not_commanded_by_a_mail() -> None:
     raw = raw_sample("postfix-user-unknown").replace(b"User unknown", b"\x1b]0;pwned\x07\x9b31m")
     assert all(line.replace("\n", "").isprintable() for line in explain(raw).lines())
+
+
+def test_a_terminal_is_not_commanded_by_the_reasons_of_a_detector() -> None:
+    raw = raw_sample("postfix-user-unknown")
+    assert b"multipart/report;" in raw
+    lines = explain(raw.replace(b"multipart/report;", b"multipart/report\x1b[2J;")).lines()
+    assert "in multipart/report" in "".join(lines)
+    assert all(line.replace("\n", "").isprintable() for line in lines)

@@ -10,6 +10,7 @@ from django.utils import timezone
 
 from bounces.conf import bounce_settings
 from bounces.poller import poll
+from bounces.report import visible
 
 
 class Command(BaseCommand):
@@ -26,7 +27,7 @@ class Command(BaseCommand):
             raise CommandError(f"No mailbox is called {wanted[0]!r}; the settings name {named}.")
         polls = [poll(name, timezone.now(), at_once=True) for name in wanted]
         for result in polls:
-            self.stdout.write(str(result))
+            self.stdout.write(visible(str(result)))
         failed = [result.mailbox for result in polls if result.error]
         if failed:
             raise CommandError(f"Failed: {', '.join(failed)}.")
