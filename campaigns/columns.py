@@ -91,11 +91,15 @@ class RefusedLine(NamedTuple):
     reason: str
 
 
+def _decomposed(title: str) -> str:
+    """A title in lower case, each accent a character of its own."""
+    # "ł" has no decomposition, and Polish files are as common as French ones.
+    return unicodedata.normalize("NFKD", title.casefold().replace("ł", "l"))
+
+
 def _plain(title: str) -> str:
     """A title without accents, case, spaces and punctuation: "E-Mail-Adresse" is emailadresse."""
-    # "ł" has no decomposition, and Polish files are as common as French ones.
-    decomposed = unicodedata.normalize("NFKD", title.casefold().replace("ł", "l"))
-    return "".join(letter for letter in decomposed if letter.isalnum())
+    return "".join(letter for letter in _decomposed(title) if letter.isalnum())
 
 
 _FIELD_BY_TITLE = {
@@ -105,8 +109,7 @@ _FIELD_BY_TITLE = {
 
 def attribute_key(title: str) -> str:
     """A column's title as the key of an attribute: "Ort (privat)" is ort_privat; or empty."""
-    decomposed = unicodedata.normalize("NFKD", title.casefold().replace("ł", "l"))
-    ascii_title = decomposed.encode("ascii", "ignore").decode()
+    ascii_title = _decomposed(title).encode("ascii", "ignore").decode()
     key = re.sub(r"[^a-z0-9]+", "_", ascii_title).strip("_")[:LONGEST_ATTRIBUTE_KEY]
     return key if is_attribute_key(key) else ""
 

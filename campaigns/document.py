@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from urllib.parse import urlsplit
 
+from campaigns.html_scan import VOID_ELEMENTS
+
 # Attributes that lead somewhere, or fetch something, when a reader clicks or looks.
 LINK_ATTRIBUTES = frozenset({"href", "src", "action", "background", "formaction", "poster"})
 _HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden|font-size\s*:\s*0\b", re.I)
 _NO_TEXT = frozenset({"style", "script", "title", "head"})
-_VOID = frozenset({"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class _Reader(HTMLParser):
         document = self.document
         document.elements.add(tag)
         document.handlers.update(name for name in attributes if name.startswith("on"))
-        if tag not in _VOID:
+        if tag not in VOID_ELEMENTS:
             hides = "hidden" in attributes or bool(_HIDDEN.search(attributes.get("style", "")))
             self._open.append((tag, hides))
         if tag == "img":

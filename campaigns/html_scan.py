@@ -12,6 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 
+# They have no end tag (HTML standard, section 13.1.2).
+VOID_ELEMENTS = frozenset(
+    {
+        *("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source"),
+        *("track", "wbr"),
+    }
+)
+
 
 class Region(Enum):
     TEXT = auto()

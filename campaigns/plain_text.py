@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
+from campaigns.html_scan import VOID_ELEMENTS
 from campaigns.merge import LetterError
 from campaigns.placeholders import HiddenTags
 from campaigns.template_source import PieceKind, UnclosedTagError
@@ -22,11 +23,6 @@ _BLOCKS = _PARAGRAPHS | {
 _SKIPPED = {
     *("head", "iframe", "object", "script", "select", "style", "svg", "template", "textarea"),
     "title",
-}
-# They have no end tag (HTML standard, section 13.1.2).
-_VOID = {
-    *("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source"),
-    *("track", "wbr"),
 }
 _HIDDEN_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden|mso-hide\s*:\s*all", re.I)
 _SPACES = re.compile(r"[ \t\r\n\f]+")
@@ -65,7 +61,7 @@ class _Writer(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         attributes = {name: value or "" for name, value in attrs}
         if self._skipping or tag in _SKIPPED or _is_hidden(attributes):
-            if tag not in _VOID:
+            if tag not in VOID_ELEMENTS:
                 self._skipping.append(tag)
             return
         if tag in _BLOCKS:

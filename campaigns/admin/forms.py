@@ -24,10 +24,9 @@ from campaigns.addresses import normalise_address
 from campaigns.admin.lists import subscribed_counts
 from campaigns.conf import provider_aliases
 from campaigns.models import Campaign, MailingList, Subscriber, Subscription
+from campaigns.preflight.letter_checks import CLIPPED_AT
 
 MOST_TEST_ADDRESSES = 10
-# Gmail clips a letter whose HTML is longer, and the unsubscribe link with it.
-CLIPPED_AT_BYTES = 102 * 1024
 # write.js fills in the numbers while somebody types.
 CHARACTERS_COUNTED = _("{characters} of about {most} characters that mail programs show.")
 BYTES_COUNTED = _("{characters} characters, {size} KB. Gmail clips a letter at {most} KB.")
@@ -85,7 +84,7 @@ class CampaignForm(forms.ModelForm):
                     "class": "pp-code",
                     "rows": 26,
                     "spellcheck": "false",
-                    "data-count-bytes": str(CLIPPED_AT_BYTES),
+                    "data-count-bytes": str(CLIPPED_AT),
                     "data-count-words": BYTES_COUNTED,
                 }
             ),

@@ -21,22 +21,7 @@ from campaigns.preflight.findings import Finding
 from campaigns.preflight.letter_checks import letter_findings
 from campaigns.preflight.sample import Sample
 
-__all__ = ["CampaignNotReady", "Finding", "ensure_ready", "preflight"]
-
-
-class CampaignNotReady(Exception):  # noqa: N818  (a state of affairs, not a fault)
-    """``findings``: the fails that forbid sending."""
-
-    def __init__(self, findings: list[Finding]) -> None:
-        super().__init__("; ".join(str(finding.sentence) for finding in findings))
-        self.findings = findings
-
-
-def ensure_ready(campaign: Campaign) -> None:
-    """CampaignNotReady when a fail forbids to send the campaign."""
-    fails = [finding for finding in preflight(campaign) if finding.level == "fail"]
-    if fails:
-        raise CampaignNotReady(fails)
+__all__ = ["Finding", "preflight"]
 
 
 def preflight(campaign: Campaign) -> list[Finding]:

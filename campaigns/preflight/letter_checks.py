@@ -14,7 +14,7 @@ from campaigns.document import Document, Link, read_document
 from campaigns.letter import Addressee, Letter, audit
 from campaigns.preflight.findings import Finding
 
-# Gmail shows no more of a letter's HTML, and with it cuts off the footer.
+# Octets. Gmail shows no more of a letter's HTML, and with it cuts off the footer.
 CLIPPED_AT = 102 * 1024
 LARGE = 80 * 1024
 LARGEST_LETTER = 500 * 1024
@@ -43,6 +43,7 @@ def letter_findings(letter: Letter, addressees: list[Addressee]) -> Iterator[Fin
     """What is wrong with the letters of these readers. LetterError when one cannot be written."""
     proofs = [_proof(letter, addressee) for addressee in addressees]
     yield from _unsubscribe(proofs, addressees[0].unsubscribe_url)
+    # Each looks at all of them: a condition may show to one reader what another does not get.
     for check in (_links, _elements, _images, _sizes, _left_overs, _texts):
         yield from check(proofs)
 
@@ -71,7 +72,7 @@ def _unsubscribe(proofs: list[Proof], url: str) -> Iterator[Finding]:
 
 
 def _leads_to(link: Link, url: str) -> bool:
-    return link.tag == "a" and bool(link.words or link.address) and link.address.strip() == url
+    return link.tag == "a" and link.address.strip() == url
 
 
 def _links(proofs: list[Proof]) -> Iterator[Finding]:
@@ -137,35 +138,46 @@ _LINK_TESTS: tuple[tuple[Finding, Callable[[Link], bool]], ...] = (
 
 
 def _elements(proofs: list[Proof]) -> Iterator[Finding]:
-    document = proofs[0].document
-    active = document.elements & _ACTIVE
-    if active or document.handlers:
+    documents = [proof.document for proof in proofs]
+    elements = set().union(*(document.elements for document in documents))
+    active = elements & _ACTIVE | set().union(*(document.handlers for document in documents))
+    if active:
         yield Finding(
             "fail",
             "script",
             _("The HTML has elements that no mail program runs, and spam filters refuse."),
-            ", ".join(sorted(active | document.handlers)),
+            ", ".join(sorted(active)),
         )
-    if "form" in document.elements:
+    if "form" in elements:
         yield Finding("warn", "form", _("The HTML has a form; most mail programs disable it."))
-    if document.refreshes or any(link.tag == "link" for link in document.links):
+    if any(
+        document.refreshes or any(link.tag == "link" for link in document.links)
+        for document in documents
+    ):
         yield Finding("warn", "external_style", _("The HTML loads or leads on to another page."))
-    if document.hidden_text > LONGEST_HIDDEN_TEXT:
+    if any(document.hidden_text > LONGEST_HIDDEN_TEXT for document in documents):
         yield Finding("warn", "hidden_text", _("The HTML hides a long text from its readers."))
 
 
 def _images(proofs: list[Proof]) -> Iterator[Finding]:
-    document = proofs[0].document
-    if document.images and len(" ".join(document.text.split())) < 200:
+    documents = [proof.document for proof in proofs]
+    if any(
+        document.images and len(" ".join(document.text.split())) < 200 for document in documents
+    ):
         yield Finding("warn", "image_only", _("The letter is mostly images, with little text."))
-    if document.images_without_alt:
+    if without_alt := max(document.images_without_alt for document in documents):
         yield Finding(
             "warn",
             "image_without_alt",
             _("An image has no alt text for readers who see no images."),
-            str(document.images_without_alt),
+            str(without_alt),
         )
-    sources = {link.scheme: link.address for link in document.links if link.tag == "img"}
+    sources = {
+        link.scheme: link.address
+        for document in documents
+        for link in document.links
+        if link.tag == "img"
+    }
     if "http" in sources:
         yield Finding("warn", "http_image", _("An image is not encrypted (http)."), sources["http"])
     if "data" in sources:
