@@ -13,6 +13,6 @@ class CampaignsConfig(AppConfig):
     )
 
     def ready(self) -> None:
-        from campaigns import checks  # noqa: F401  (registers the system checks)
+        from campaigns import checks, receivers  # noqa: F401  (they register themselves)
 
         post_migrate.connect(make_schedules, sender=self)

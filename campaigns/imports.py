@@ -206,6 +206,15 @@ def _first_filled(records: Sequence[Record], column: int) -> str:
     return next(filter(None, cells), "")
 
 
+def choose(job: ImportJob) -> bool:
+    """Keeps how the file of ``job`` is to be read; False when it is being imported already: what
+    another window says then must not change the columns in the middle."""
+    untouched = ImportJob.objects.filter(pk=job.pk, status__in=STARTABLE, checkpoint_bytes=0)
+    return bool(
+        untouched.update(encoding=job.encoding, delimiter=job.delimiter, mapping=job.mapping)
+    )
+
+
 def start(job: ImportJob, *, now: datetime) -> bool:
     """Gives the import to the background; False when it is under way or finished.
 

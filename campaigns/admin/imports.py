@@ -185,10 +185,6 @@ class ImportJobAdmin(ModelAdmin):
         # The refused lines, up to a million of them, go with their import: not listed one by one.
         return [str(job) for job in objs], {self.opts.verbose_name_plural: len(objs)}, set(), []
 
-    def delete_model(self, request: HttpRequest, obj: ImportJob) -> None:
-        imports.forget_upload(obj)
-        super().delete_model(request, obj)
-
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet) -> None:
         for job in queryset:
             if not job.is_under_way:
@@ -289,8 +285,9 @@ class ImportJobAdmin(ModelAdmin):
         """The import of the uploaded file; None, with an error in the form, if it is no CSV."""
         upload = form.cleaned_data["file"]
         kept = imports.keep_upload(upload)
+        job = None
         try:
-            return imports.new_job(
+            job = imports.new_job(
                 form.cleaned_data["mailing_list"],
                 kept,
                 file_name=upload.name,
@@ -298,9 +295,11 @@ class ImportJobAdmin(ModelAdmin):
                 by=request.user,
             )
         except UnreadableFileError as error:
-            kept.unlink()
             form.add_error("file", str(error))
-            return None
+        finally:
+            if job is None:
+                kept.unlink()
+        return job
 
     def change_view(
         self,
@@ -329,18 +328,15 @@ def url_of(job: ImportJob, page: str = "change") -> str:
 
 def columns(model_admin: ImportJobAdmin, request: HttpRequest, job: ImportJob) -> HttpResponse:
     """What each column is, and the first lines as they would be imported."""
-    if not job.is_untouched:
+    if not (take_over(request, job) if request.method == "POST" else job.is_untouched):
         return redirect(url_of(job))
-    if request.method == "POST":
-        take_over(request, job)
     return show_columns(model_admin, request, job)
 
 
 def start(model_admin: ImportJobAdmin, request: HttpRequest, job: ImportJob) -> HttpResponse:
     """Starts the import with the columns as chosen, or shows what is wrong with them."""
-    if not job.is_untouched:
+    if not take_over(request, job):
         return redirect(url_of(job))
-    take_over(request, job)
     try:
         with imports.opened(job) as table:
             check_mapping(job.mapping, table.columns)
@@ -352,11 +348,12 @@ def start(model_admin: ImportJobAdmin, request: HttpRequest, job: ImportJob) -> 
     return redirect(url_of(job))
 
 
-def take_over(request: HttpRequest, job: ImportJob) -> None:
-    """Keeps what was chosen on the page of columns. A choice that is not on it is left out."""
+def take_over(request: HttpRequest, job: ImportJob) -> bool:
+    """Keeps what was chosen on the page of columns; False when the import has begun. A choice that
+    is not on the page is left out."""
     reading = ReadingForm(request.POST)
     if not reading.is_valid():
-        return
+        return job.is_untouched
     read_anew = job.delimiter != reading.cleaned_data["delimiter"]
     job.encoding = reading.cleaned_data["encoding"]
     job.delimiter = reading.cleaned_data["delimiter"]
@@ -371,7 +368,7 @@ def take_over(request: HttpRequest, job: ImportJob) -> None:
         job.mapping = guess_mapping(titles)
     else:
         job.mapping = dict(zip(titles, chosen, strict=True))
-    job.save(update_fields=["encoding", "delimiter", "mapping"])
+    return imports.choose(job)
 
 
 def chosen_fields(request: HttpRequest, count: int) -> Iterator[str]:

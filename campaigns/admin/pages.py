@@ -212,11 +212,11 @@ def addressee_of(campaign: Campaign, reader: Subscriber | None) -> Addressee:
 
 
 def list_of(campaign: Campaign, reader: Subscriber | None) -> MailingList | None:
-    """The list through which the reader gets it; any of the campaign's for nobody."""
-    lists = campaign.include_lists.all()
-    if reader:
-        lists = lists.filter(subscriptions__subscriber=reader)
-    return lists.order_by("pk").first()
+    """The list through which the reader gets it; the first of the campaign's for nobody, and for
+    who does not get it."""
+    lists = campaign.include_lists.order_by("pk")
+    chosen: Any = audience(campaign).filter(pk=reader.pk).first() if reader else None
+    return (lists.filter(pk=chosen.through_list) if chosen else lists).first()
 
 
 # ---------------------------------------------------------------------------- the test letter

@@ -12,7 +12,14 @@ from django.urls import reverse
 from django.utils import timezone
 
 from campaigns.admin.campaigns import starter_html
-from campaigns.models import Campaign, CampaignEvent, Edition, Subscriber, Suppression
+from campaigns.models import (
+    Campaign,
+    CampaignEvent,
+    Edition,
+    Subscriber,
+    Subscription,
+    Suppression,
+)
 from campaigns.signals import test_requested as requested
 from campaigns.signals import waiting_asked
 from campaigns.unsubscribe import NOBODY, read_link
@@ -238,6 +245,18 @@ def test_who_may_not_see_readers_sees_example_values():
 
     assert "Dear Ada," in letter
     assert "news0@example.org" not in page
+
+
+def test_a_preview_names_the_list_through_which_the_reader_gets_the_letter(client):
+    first, second = mailing_list("first", 1), mailing_list("second")
+    campaign = draft(first, html="<p>Of {{ list_name }}</p>" + HTML)
+    campaign.include_lists.add(second)
+    reader = first.subscriptions.get().subscriber
+    first.subscriptions.get().move("unsubscribed", source="test")
+    assert "Of First" in client.get(url(campaign, "letter"), {"reader": reader.pk}).content.decode()
+    Subscription.objects.create(subscriber=reader, mailing_list=second)
+    letter = client.get(url(campaign, "letter"), {"reader": reader.pk}).content.decode()
+    assert "Of Second" in letter
 
 
 def test_the_link_in_a_preview_unsubscribes_nobody(client):

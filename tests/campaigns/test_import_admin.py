@@ -333,6 +333,18 @@ def test_columns_cannot_be_changed_once_it_runs(importer: Client, upload: Upload
     assert job.mapping["name"] == "name"
 
 
+def test_columns_chosen_in_a_second_window_do_not_change_an_import_that_has_begun(
+    upload: Upload,
+) -> None:
+    job = upload(GERMAN)
+    second_window = ImportJob.objects.get(pk=job.pk)
+    assert imports.start(job, now=timezone.now())
+    second_window.mapping = {"Ort": "email"}
+    assert not imports.choose(second_window)
+    job.refresh_from_db()
+    assert job.mapping["E-Mail"] == "email"
+
+
 def test_the_report_pages_through_the_refused_lines(importer: Client, upload: Upload) -> None:
     job = upload("email\n" + "bad\n" * (REFUSED_PER_PAGE * 2 + 1))
     importer.post(page(job, "start"), choices("email", delimiter=","))
@@ -394,13 +406,27 @@ def test_the_list_of_imports_tells_what_came_of_each(importer: Client, upload: U
 
 
 def test_deleting_an_import_deletes_its_file(
-    admin_client: Client, upload: Upload, admin_user: User
+    admin_client: Client,
+    upload: Upload,
+    admin_user: User,
+    django_capture_on_commit_callbacks: Any,
 ) -> None:
     job = upload(GERMAN)
     admin_client.force_login(admin_user)
-    admin_client.post(page(job, "delete"), {"post": "yes"})
+    with django_capture_on_commit_callbacks(execute=True):
+        admin_client.post(page(job, "delete"), {"post": "yes"})
     assert not ImportJob.objects.exists()
     assert not Path(job.path).exists()
+
+
+def test_the_file_goes_with_the_list_that_it_was_for(
+    upload: Upload, weekly: MailingList, uploads: Path, django_capture_on_commit_callbacks: Any
+) -> None:
+    upload(GERMAN)
+    assert list(uploads.iterdir())
+    with django_capture_on_commit_callbacks(execute=True):
+        weekly.delete()
+    assert not list(uploads.iterdir())
 
 
 def test_an_import_under_way_is_not_deleted(
