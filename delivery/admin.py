@@ -53,7 +53,7 @@ from delivery.clocks import database_now
 from delivery.composing import envelope_of, message_id_of
 from delivery.conf import delivery_settings
 from delivery.forecast import gauge
-from delivery.listing import DeliveryPaginator, Selection
+from delivery.listing import Selection, pages_of
 from delivery.models import Delivery, ProviderState, UnclassifiedReply
 from delivery.rates import in_words
 from delivery.states import DeliveryStatus
@@ -123,11 +123,13 @@ def selection_of(request: HttpRequest) -> Selection:
     """The filters of a request; what is no filter of ours does not count."""
     campaign = request.GET.get(CAMPAIGN_PARAMETER, "")
     status = request.GET.get(STATUS_PARAMETER, "")
+    search = address_key(request.GET.get(SEARCH_VAR, ""))
     return Selection(
         campaign_id=int(campaign) if campaign.isdecimal() else None,
         status=status if status in DeliveryStatus.values else None,
         is_test=request.GET.get(TEST_PARAMETER) == "yes",
-        search=request.GET.get(SEARCH_VAR, "").strip(),
+        # No address has a NUL, and PostgreSQL takes none; the list says so.
+        search="" if "\0" in search else search,
     )
 
 
@@ -183,17 +185,13 @@ class DeliveryAdmin(DoubtDecisions, OwnPageAdmin):
         self, request: HttpRequest, queryset: QuerySet[Delivery], per_page: int, *args: Any,
         **kwargs: Any,
     ) -> Paginator:  # type: ignore[type-arg]  # fmt: skip
-        return DeliveryPaginator(queryset, per_page, selection_of(request).known_count())
+        return pages_of(selection_of(request), per_page)
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Delivery], search_term: str
     ) -> tuple[QuerySet[Delivery], bool]:
-        """The whole address if somebody has it, else every address that begins so."""
-        key = address_key(search_term)
-        if not key:
-            return queryset, False
-        exact = queryset.filter(address_key=key)
-        return (exact if exact.exists() else queryset.filter(address_key__startswith=key)), False
+        selection = selection_of(request)
+        return (queryset.filter(selection.searched()) if selection.search else queryset), False
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
         # Any other lookup would be one that no index holds and no total counts.
@@ -209,7 +207,8 @@ class DeliveryAdmin(DoubtDecisions, OwnPageAdmin):
 
     @display(description=_("status"), label=STATUS_COLOURS)
     def state(self, delivery: Delivery) -> tuple[str, str]:
-        return delivery.status, delivery.get_status_display()
+        # get_status_display() translates all of the states, for each row.
+        return delivery.status, str(DeliveryStatus(delivery.status).label)
 
     @display(description=_("attempts"))
     def tries(self, delivery: Delivery) -> int:
@@ -264,7 +263,7 @@ class DeliveryAdmin(DoubtDecisions, OwnPageAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Delivery]:
         queryset: QuerySet[Delivery] = super().get_queryset(request)
-        # Not for the list: it selects ids first and joins afterwards (DeliveryPaginator).
+        # Not for the list: it fetches the letters of one page (delivery/listing.py).
         match = request.resolver_match
         if match and match.url_name == "delivery_delivery_change":
             return queryset.select_related(

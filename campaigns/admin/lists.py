@@ -308,7 +308,8 @@ class SubscriptionAdmin(LongList, ModelAdmin):
 
     @display(description=_("status"), ordering="status", label=SUBSCRIPTION_COLOURS)
     def state(self, subscription: Subscription) -> tuple[str, str]:
-        return subscription.status, subscription.get_status_display()
+        # get_status_display() translates all of the states, for each row.
+        return subscription.status, str(SubscriptionStatus(subscription.status).label)
 
     @display(description=_("history"))
     def history(self, subscription: Subscription) -> str:
