@@ -2,7 +2,7 @@
 
 Secrets come from the environment only. For more than the variables below can say, write a
 module of your own that starts with ``from config.settings import *`` and name it in
-DJANGO_SETTINGS_MODULE (docs/operators-guide.md shows a complete one).
+DJANGO_SETTINGS_MODULE (README.md shows a complete one).
 """
 
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import dj_database_url
 from csp.constants import NONE, SELF
+from django.core.exceptions import ImproperlyConfigured
 from django.templatetags.static import static
 from django.urls import reverse_lazy
 from django.utils.translation import gettext_lazy as _
@@ -21,14 +22,49 @@ VAR_DIR = Path(os.environ.get("PENNYPOST_VAR", BASE_DIR / "var"))
 VAR_DIR.mkdir(parents=True, exist_ok=True)
 
 
+def unreadable(name: str, wanted: str) -> ImproperlyConfigured:
+    """Names the variable and never its value, which may be a secret. Raised, and not left to
+    `manage.py check`: neither gunicorn nor qcluster asks that, and a default would send letters."""
+    return ImproperlyConfigured(f"The environment variable {name} is not {wanted}.")
+
+
 def flag(name: str, default: bool) -> bool:
-    """An environment variable as a boolean: 1, true, yes, on."""
-    return os.environ.get(name, str(default)).strip().lower() in {"1", "true", "yes", "on"}
+    """An environment variable as a boolean. ImproperlyConfigured for other words."""
+    word = os.environ.get(name, "").strip().lower()
+    if word not in {"", "1", "true", "yes", "on", "0", "false", "no", "off"}:
+        raise unreadable(name, "1, true, yes or on, nor 0, false, no or off")
+    return word in {"1", "true", "yes", "on"} if word else default
 
 
 def words(name: str, default: str = "") -> list[str]:
     """An environment variable as a list: words between commas."""
     return [word.strip() for word in os.environ.get(name, default).split(",") if word.strip()]
+
+
+def number(name: str, default: int) -> int:
+    """An environment variable as a whole number. ImproperlyConfigured for anything else."""
+    try:
+        return int(os.environ.get(name) or default)
+    except ValueError:
+        raise unreadable(name, "a whole number") from None
+
+
+def token_keys() -> dict[int, str]:
+    """TOKEN_KEYS by their numbers. ImproperlyConfigured where one has none."""
+    try:
+        pairs = (pair.split(":", 1) for pair in words("TOKEN_KEYS"))
+        return {int(number): key for number, key in pairs}
+    except ValueError:
+        raise unreadable("TOKEN_KEYS", "a list such as 1:secret,2:newer-secret") from None
+
+
+def waits() -> list[timedelta]:
+    """DELIVERY_RETRY_SECONDS. ImproperlyConfigured for what is no list of numbers."""
+    try:
+        seconds = map(float, words("DELIVERY_RETRY_SECONDS", "300,900,1800,3600,7200,14400"))
+        return [timedelta(seconds=wait) for wait in seconds]
+    except (ValueError, OverflowError):
+        raise unreadable("DELIVERY_RETRY_SECONDS", "a list of seconds such as 300,900") from None
 
 
 # ---------------------------------------------------------------------------------- the site
@@ -125,17 +161,15 @@ CAMPAIGNS = {
     "SENDER_ID": os.environ.get("SENDER_ID", "pennypost"),
     # Signs the links in letters and the return paths. Links must work for years: to rotate, add
     # a key with a higher number and keep the old ones. Empty: derived from SECRET_KEY.
-    "TOKEN_KEYS": {
-        int(number): key for number, key in (pair.split(":", 1) for pair in words("TOKEN_KEYS"))
-    },
-    "LARGEST_IMPORT_MB": int(os.environ.get("LARGEST_IMPORT_MB", "200")),
+    "TOKEN_KEYS": token_keys(),
+    "LARGEST_IMPORT_MB": number("LARGEST_IMPORT_MB", 200),
 }
 
-WORKERS = int(os.environ.get("DELIVERY_WORKERS", "5"))
+WORKERS = number("DELIVERY_WORKERS", 5)
 DELIVERY = {
     "WORKERS": WORKERS,
-    "CYCLE_BATCH_SIZE": int(os.environ.get("DELIVERY_CYCLE_BATCH_SIZE", "100")),
-    "SEND_BATCH_SIZE": int(os.environ.get("DELIVERY_SEND_BATCH_SIZE", "20")),
+    "CYCLE_BATCH_SIZE": number("DELIVERY_CYCLE_BATCH_SIZE", 100),
+    "SEND_BATCH_SIZE": number("DELIVERY_SEND_BATCH_SIZE", 20),
     "EVENT_LOOP": os.environ.get("DELIVERY_EVENT_LOOP", "asyncio"),
     # VERP: each letter has a MAIL FROM of its own, so that a bounce names its letter.
     "RETURN_PATH": os.environ.get("RETURN_PATH", "bounce+{token}@bounces.example.org"),
@@ -149,20 +183,17 @@ DELIVERY = {
     "LOOK_UP_EXCHANGES": flag("LOOK_UP_EXCHANGES", True),
     # Beside the banner in the admin and the mail to ADMINS. The address may hold a secret.
     "ALERTS": {"WEBHOOK": os.environ.get("ALERT_WEBHOOK", "")},
-    "RETRY_AFTER": [
-        timedelta(seconds=float(seconds))
-        for seconds in words("DELIVERY_RETRY_SECONDS", "300,900,1800,3600,7200,14400")
-    ],
+    "RETRY_AFTER": waits(),
     "PROVIDERS": {
         "default": {
             "BACKEND": "delivery.providers.smtp.SMTPProvider",
             "OPTIONS": {
                 "host": os.environ.get("SMTP_HOST", "localhost"),
-                "port": int(os.environ.get("SMTP_PORT", "25")),
+                "port": number("SMTP_PORT", 25),
                 "security": os.environ.get("SMTP_SECURITY", "none"),  # starttls, tls, none
                 "username": os.environ.get("SMTP_USERNAME", ""),
                 "password": os.environ.get("SMTP_PASSWORD", ""),
-                "connections": int(os.environ.get("SMTP_CONNECTIONS", "3")),
+                "connections": number("SMTP_CONNECTIONS", 3),
             },
             "LIMITS": [{"rate": rate} for rate in words("SMTP_RATES")],
         },
@@ -197,7 +228,7 @@ BOUNCES = {
 ADMINS = [(address, address) for address in words("ADMINS")]
 SERVER_EMAIL = os.environ.get("SERVER_EMAIL", "pennypost@localhost")
 EMAIL_HOST = os.environ.get("EMAIL_HOST", "localhost")
-EMAIL_PORT = int(os.environ.get("EMAIL_PORT", "25"))
+EMAIL_PORT = number("EMAIL_PORT", 25)
 EMAIL_HOST_USER = os.environ.get("EMAIL_HOST_USER", "")
 EMAIL_HOST_PASSWORD = os.environ.get("EMAIL_HOST_PASSWORD", "")
 EMAIL_USE_TLS = flag("EMAIL_USE_TLS", False)
@@ -210,7 +241,7 @@ Q_CLUSTER = {
     "name": "pennypost",
     "orm": "default",
     # The pool of each provider, and room for coordinator, imports and the bounce poller beside it.
-    "workers": int(os.environ.get("Q_WORKERS", str(WORKERS + 3))),
+    "workers": number("Q_WORKERS", WORKERS + 3),
     "poll": 0.5,
     # A slice takes 20 s; a task that hangs ten minutes has lost its lease long ago.
     "timeout": 900,

@@ -27,7 +27,9 @@ from tests.documentation.documents import DOCS, DOCUMENTS, ROOT, blocks
 SETTINGS = DOCS / "settings.md"
 SETTINGS_FILE = Path(default_settings.__file__).read_text("utf-8")
 VARIABLES = set(
-    re.findall(r'(?:environ(?:\.get)?[(\[]|flag\(|words\()\s*"([A-Z][A-Z_]+)"', SETTINGS_FILE)
+    re.findall(
+        r'(?:environ(?:\.get)?[(\[]|flag\(|words\(|number\()\s*"([A-Z][A-Z_]+)"', SETTINGS_FILE
+    )
 ) | {"DATABASE_URL"}
 KEYS = {
     "CAMPAIGNS": set(campaigns.checks._KNOWN),
