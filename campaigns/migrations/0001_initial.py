@@ -171,7 +171,7 @@ class Migration(migrations.Migration):
                 ('line', models.BigIntegerField(verbose_name='line')),
                 ('value', models.CharField(max_length=300, verbose_name='value')),
                 ('reason', models.CharField(max_length=300, verbose_name='reason')),
-                ('job', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='refused_rows', to='campaigns.importjob')),
+                ('job', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='refused_rows', to='campaigns.importjob')),
             ],
             options={
                 'verbose_name': 'refused line',
@@ -283,7 +283,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='suppression',
-            index=models.Index(fields=['address_key'], name='suppression_by_address'),
+            index=models.Index(fields=['address_key'], name='suppression_by_address', opclasses=['varchar_pattern_ops']),
         ),
         migrations.AddConstraint(
             model_name='suppression',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from django.db import connection
 from django.urls import reverse
 from django.utils import timezone
 
@@ -403,6 +404,15 @@ def test_a_lifted_suppression_is_still_shown_as_lifted_and_by_whom(client, chief
     assert "ada@example.org" in text
     assert "Lifted" in text
     assert "chief" in text
+
+
+@pytest.mark.postgresql
+@pytest.mark.parametrize("model", [Subscriber, Suppression])
+def test_the_beginning_of_an_address_is_found_by_an_index_in_every_locale(model):
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL enable_seqscan = off")
+    plan = model.objects.filter(address_key__startswith="ada@").order_by().explain()
+    assert "~>=~" in plan  # compared octet by octet: ">=" would be the locale's order
 
 
 def test_a_suppression_is_neither_rewritten_nor_deleted(client):

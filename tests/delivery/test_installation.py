@@ -210,6 +210,13 @@ def test_the_command_asks_first(off, monkeypatch):
     assert "sending is off" in tasks.run_worker("default")
 
 
+def test_without_a_terminal_the_command_changes_nothing(off, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    with pytest.raises(CommandError, match="Nothing was changed"):
+        call_command("adopt_installation")
+    assert "sending is off" in tasks.run_worker("default")
+
+
 def test_the_command_says_when_there_is_no_guard():
     with pytest.raises(CommandError, match="every database is trusted"):
         call_command("adopt_installation", yes=True)

@@ -28,7 +28,10 @@ class Command(BaseCommand):
         if settings.installations is None and not settings.installation:
             raise CommandError("DELIVERY['INSTALLATIONS'] is None: every database is trusted.")
         if not options["yes"]:
-            answer = input(f"Send from this database on {host()}? Type yes: ")
+            try:
+                answer = input(f"Send from this database on {host()}? Type yes: ")
+            except EOFError:  # no terminal: a script must say --yes
+                answer = ""
             if answer.strip().lower() != "yes":
                 raise CommandError("Nothing was changed.")
         identity = adopt(settings, timezone.now())
