@@ -2,8 +2,9 @@
 
     python benchmarks/sink.py [--port 0] [--log FILE] [--latency 0.05] [--processes 1] [--plain]
 
-Prints ``host:port`` when it listens. The log holds one recipient a line, in the order of
-acceptance, written before the answer leaves, so that lost and doubled letters can be counted.
+Prints ``host:port`` when all its processes listen. The log holds one recipient a line, in the
+order of acceptance, written before the answer leaves, so that lost and doubled letters can be
+counted.
 ``--latency``: seconds between the arrival of a group of commands and its answers, as one round
 trip of a distant server. ``--plain``: announces neither PIPELINING nor CHUNKING. It stores
 nothing, refuses nothing, and checks only what it needs to count: it is not a test server (that is
@@ -128,8 +129,13 @@ class Session(asyncio.Protocol):
         return True
 
 
-async def serve(port: int, log: Path | None, latency: float, plain: bool) -> None:
-    """Listens until SIGTERM; the log is complete then."""
+def listening(port: int) -> socket.socket:
+    """A socket that clients may connect to from now on, beside others of the same port."""
+    return socket.create_server(("127.0.0.1", port), backlog=4096, reuse_port=True)
+
+
+async def serve(listener: socket.socket, log: Path | None, latency: float, plain: bool) -> None:
+    """Answers until SIGTERM; the log is complete then."""
     offers = [b"sink", b"8BITMIME", b"SIZE 52428800"]
     offers += [] if plain else [b"PIPELINING", b"CHUNKING"]
     extensions = b"".join(b"250-%s\r\n" % offer for offer in offers[:-1])
@@ -141,11 +147,7 @@ async def serve(port: int, log: Path | None, latency: float, plain: bool) -> Non
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(log.open("ab", buffering=1 << 20)) if log is not None else None
         server = await loop.create_server(
-            lambda: Session(file, latency, extensions),
-            "127.0.0.1",
-            port,
-            backlog=4096,
-            reuse_port=True,
+            lambda: Session(file, latency, extensions), sock=listener, backlog=4096
         )
         while not stop.is_set():
             with contextlib.suppress(TimeoutError):
@@ -155,13 +157,13 @@ async def serve(port: int, log: Path | None, latency: float, plain: bool) -> Non
         server.close()
 
 
-def run(port: int, log: Path | None, latency: float, plain: bool) -> None:
+def run(listener: socket.socket, log: Path | None, latency: float, plain: bool) -> None:
     try:
         import uvloop
 
-        uvloop.run(serve(port, log, latency, plain))
+        uvloop.run(serve(listener, log, latency, plain))
     except ImportError:
-        asyncio.run(serve(port, log, latency, plain))
+        asyncio.run(serve(listener, log, latency, plain))
 
 
 def main() -> None:
@@ -172,21 +174,24 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--plain", action="store_true")
     args = parser.parse_args()
-    # Bound but not listening: it holds the port's number for the processes that share it.
-    holder = socket.socket()
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    holder.bind(("127.0.0.1", args.port))
-    port = holder.getsockname()[1]
+    # All of them listen before the address is printed: who connects at once waits for an answer,
+    # and is not refused. A process keeps no socket but its own, or connections to one that has
+    # ended would be taken and never answered.
+    own = listening(args.port)
+    port = own.getsockname()[1]
     children = []
     for number in range(1, args.processes):
+        listener = listening(port)
         child = os.fork()
         if child == 0:
+            own.close()
             log = args.log.with_name(f"{args.log.name}.{number}") if args.log else None
-            run(port, log, args.latency, args.plain)
+            run(listener, log, args.latency, args.plain)
             os._exit(0)
+        listener.close()
         children.append(child)
     print(f"127.0.0.1:{port}", flush=True)
-    run(port, args.log, args.latency, args.plain)
+    run(own, args.log, args.latency, args.plain)
     for child in children:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGTERM)
