@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
 from django.conf import settings
+from django.test import TransactionTestCase
+from pytest_django import DjangoDbBlocker
 
 from tests.browser import chromium as chromium  # a fixture for whoever asks for it
+from tests.fresh_database import FreshDatabase
 
 
 @pytest.fixture
 def now() -> datetime:
     """A fixed moment: a Saturday morning."""
     return datetime(2026, 11, 21, 10, 0, tzinfo=UTC)
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
+    """The test database, and a quick way to empty it after each test that commits."""
+    with django_db_blocker.unblock():
+        fresh = FreshDatabase()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TransactionTestCase, "_fixture_teardown", lambda case: fresh.restore())
+        yield
 
 
 def pytest_configure() -> None:
