@@ -22,7 +22,7 @@ from unfold.decorators import display
 
 from campaigns.admin import pages
 from campaigns.admin.forms import CampaignForm
-from campaigns.admin.lists import is_changelist
+from campaigns.admin.long_lists import is_changelist
 from campaigns.admin.pages import Page, url_of
 from campaigns.models import Campaign, CampaignEvent, CampaignTotals
 from campaigns.progress import Progress

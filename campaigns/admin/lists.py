@@ -25,6 +25,7 @@ from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminTextareaWidget
 
 from campaigns.addresses import address_key, normalise_address
+from campaigns.admin.long_lists import LongList, is_changelist
 from campaigns.models import (
     MailingList,
     Subscriber,
@@ -59,38 +60,9 @@ def subscribed_counts(list_ids: list[int]) -> dict[int, int]:
     return {row["mailing_list_id"]: row["readers"] for row in rows}
 
 
-def is_changelist(request: HttpRequest) -> bool:
-    """Whether the page is a list of rows, and not one row's own."""
-    match = request.resolver_match
-    return bool(match and (match.url_name or "").endswith("_changelist"))
-
-
 def readers_url(list_id: int) -> str:
     """The page with the subscriptions of a list."""
     return f"{reverse('admin:campaigns_subscription_changelist')}?mailing_list__id__exact={list_id}"
-
-
-class LongList:
-    """A list of a million addresses: searched from their beginning, which an index answers, and
-    counted once per page instead of twice."""
-
-    search_help_text = _("The beginning of an address")
-    show_full_result_count = False
-    list_per_page = 50
-
-    def get_changelist_instance(self, request: HttpRequest) -> ChangeList:
-        changelist = super().get_changelist_instance(request)  # type: ignore[misc]
-        if not changelist.query and not changelist.has_active_filters:
-            changelist.full_result_count = changelist.result_count
-        return changelist
-
-    def get_search_results(
-        self, request: HttpRequest, queryset: QuerySet, search_term: str
-    ) -> tuple[QuerySet, bool]:
-        # Keys are lower case throughout (campaigns.addresses.address_key).
-        return super().get_search_results(  # type: ignore[misc]
-            request, queryset, search_term.lower()
-        )
 
 
 @admin.register(MailingList)
