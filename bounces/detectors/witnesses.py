@@ -62,7 +62,10 @@ _HEADER_BEGINS = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _CHARSET = re.compile(r"charset=[\"']?([\w.-]{1,40})", re.IGNORECASE)
-_TAG = re.compile(r"<(?:style|script)\b.{0,20000}?</(?:style|script)>|<[^<>]{0,2000}>", re.I | re.S)
+# One that is not closed goes on to the end, as in a browser: each is looked through once.
+_TAG = re.compile(
+    r"<(?:style|script)\b.*?(?:</(?:style|script)>|\Z)|<[^<>]{0,2000}>", re.IGNORECASE | re.DOTALL
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,10 @@ class IMAPMailbox:
             # Copied first: broken off in between, there is a mail too many and none too few.
             client.copy(numbers, self._done_folder)
             client.delete_messages(numbers, silent=True)
-            client.uid_expunge(numbers)
+            # RFC 4315. EXPUNGE alone would take along what other programs have marked; without
+            # either, a mail that is marked is not given again.
+            if client.has_capability("UIDPLUS"):
+                client.uid_expunge(numbers)
 
     def close(self) -> None:
         client, self._client = self._client, None

@@ -87,6 +87,7 @@ HOSTILE: dict[str, bytes] = {
     "unfinished-header": b"Content-Type: multipart/report; boundary=",
     "code-point-beyond-unicode": HEAD + REPORT + STATUS
     + rb"Final-Recipient: utf-8; \x{D800}\x{FFFFFF}\x{110000}@example.org" + b"\nAction: failed\n",
+    "style-sheets-that-never-end": HEAD + b"Content-Type: text/html\n\n" + b"<style " * (SIZE // 7),
     "nul-in-the-diagnostic": HEAD + REPORT + STATUS
     + b"Final-Recipient: rfc822;a@example.org\nAction: failed\nStatus: 5.1.1\n"
     + b"Diagnostic-Code: smtp;550 5.1.1 \0\x1b[31m\xed\xa0\x80 gone\n--b--\n",

@@ -132,6 +132,17 @@ class TestIMAPThatMoves(OnDovecot):
             assert list(mailbox.uids()) == []
         assert self.kept() == 1
 
+    def test_a_server_that_can_neither_move_nor_expunge_by_uid_gives_no_mail_twice(
+        self, monkeypatch
+    ) -> None:
+        lacking = {"MOVE", "UIDPLUS"}
+        monkeypatch.setattr(IMAPClient, "has_capability", lambda self, name: name not in lacking)
+        self.deliver(mail(1))
+        with self.opened() as mailbox:
+            mailbox.done(["1"])
+        with self.opened() as mailbox:
+            assert list(mailbox.uids()) == []
+
 
 class TestIMAPWithSeenAndXOAuth2(OnDovecot):
     def make(self) -> Mailbox:
