@@ -6,6 +6,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
+# Compiled modules are kept, whatever the caller's environment says: the suite starts hundreds of
+# processes, and pytest compiles each test module anew for each of its workers otherwise.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo limits microsoft pollers soak test test-sqlite test-postgresql check format screenshots pin clean
 
 demo: $(READY)

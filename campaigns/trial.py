@@ -18,6 +18,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from campaigns.inlining import inline_css
 from campaigns.merge import LARGEST_TEMPLATE, LONGEST_VALUE, LetterError, MergeTemplate
@@ -90,13 +91,16 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_STACK, (STACK, STACK))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    job = json.load(sys.stdin)
-    try:
-        result = asdict(_typeset(Manuscript(**job["manuscript"]), job["samples"]))
-    except LetterError as error:
-        result = {"error": str(error)}
-    json.dump(result, sys.stdout)
+    json.dump(result_of(json.load(sys.stdin)), sys.stdout)
     return 0
+
+
+def result_of(job: dict[str, Any]) -> dict[str, str]:
+    """What a job comes to, made here and now: only for a process that may die of it."""
+    try:
+        return asdict(_typeset(Manuscript(**job["manuscript"]), job["samples"]))
+    except LetterError as error:
+        return {"error": str(error)}
 
 
 def _typeset(manuscript: Manuscript, samples: list[dict[str, str]]) -> Typeset:

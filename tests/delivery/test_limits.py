@@ -63,7 +63,7 @@ def test_dead_workers_break_no_limit(now):
     smooth = Limit(LimitKind.SMOOTH, 60, timedelta(minutes=1), "provider:x")
     cap = Limit(LimitKind.CAP, 50, timedelta(seconds=90), "tenant:contoso")
     world = World(InDatabase((smooth, cap)), now, Random(2), three_hosts(), deaths_per_grant=0.03)
-    world.run(timedelta(minutes=20))
+    world.run(timedelta(minutes=10))
     assert most_in_any(smooth.window, world.arrivals) <= 60
     assert most_in_any(cap.window, world.arrivals) <= 50
 
