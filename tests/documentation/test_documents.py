@@ -119,6 +119,7 @@ def test_every_command_of_ours_that_is_named_exists(document):
     text = document.read_text("utf-8")
     ours = {path.stem for path in ROOT.glob("*/management/commands/*.py")}
     django = {"migrate", "check", "createsuperuser", "qcluster", "shell", "makemigrations"}
+    django |= {"dumpdata", "loaddata"}
     assert set(re.findall(r"manage\.py (\w+)", text)) <= ours | django
     targets = set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8")))
     assert set(re.findall(r"`make ([a-z-]+)", text)) <= targets
