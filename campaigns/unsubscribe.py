@@ -76,7 +76,7 @@ def read_link(token: str) -> Link | None:
     return Link(*numbers) if numbers is not None else None
 
 
-def unsubscribe(token: str, *, source: str, note: str = "") -> Unsubscribed | None:
+def unsubscribe(token: str, *, source: str) -> Unsubscribed | None:
     """Ends the reader's subscriptions to the campaign's lists; None for a token that is not
     genuine, or whose reader was erased. Safe to repeat.
 
@@ -92,11 +92,7 @@ def unsubscribe(token: str, *, source: str, note: str = "") -> Unsubscribed | No
         return None
     with transaction.atomic():
         ended = _move_all(
-            list(subscribed(link)),
-            SubscriptionStatus.UNSUBSCRIBED,
-            link,
-            source=source,
-            note=note,
+            list(subscribed(link)), SubscriptionStatus.UNSUBSCRIBED, link, source=source
         )
         transaction.on_commit(
             lambda: unsubscribed.send(
@@ -164,13 +160,13 @@ def masked(address: str) -> str:
 
 
 def _move_all(
-    subscriptions: list[Subscription], status: str, link: Link, *, source: str, note: str = ""
+    subscriptions: list[Subscription], status: str, link: Link, *, source: str
 ) -> list[MailingList]:
     """The lists of those that really moved: another request may have been faster."""
     return [
         subscription.mailing_list
         for subscription in subscriptions
-        if subscription.move(status, source=source, note=note, campaign_id=link.campaign_id)
+        if subscription.move(status, source=source, campaign_id=link.campaign_id)
     ]
 
 

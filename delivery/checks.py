@@ -12,7 +12,8 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.db import connections
 
-from delivery.conf import read_settings
+from delivery.conf import ProviderSettings, read_settings
+from delivery.providers.http import is_loopback
 
 # Beyond it, one writer at a time is felt (facts: performance).
 MOST_READERS_ON_SQLITE = 100_000
@@ -53,6 +54,32 @@ def check_delivery_settings(app_configs: Any = None, **kwargs: Any) -> list[Chec
             )
         )
     return found
+
+
+@register
+def check_where_letters_lead(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
+    """A warning when letters leave this machine, and their links lead back to it alone: BASE_URL
+    was forgotten, and nobody who gets them can unsubscribe."""
+    delivery, _problems = read_settings(getattr(settings, "DELIVERY", None))
+    far = sorted(alias for alias, one in delivery.providers.items() if _leaves_this_machine(one))
+    if not far or not is_loopback(settings.BASE_URL):
+        return []
+    return [
+        Warning(
+            f"Letters leave through {', '.join(far)}, but their links lead to "
+            f"{settings.BASE_URL}, which readers cannot reach.",
+            hint="Set BASE_URL to where readers reach this site, such as https://news.example.org",
+            id="delivery.W102",
+        )
+    ]
+
+
+def _leaves_this_machine(provider: ProviderSettings) -> bool:
+    """As far as options tell that are ours: a server's name, or a mailbox at Microsoft."""
+    host = provider.options.get("host")
+    if isinstance(host, str):
+        return not is_loopback(f"smtp://[{host}]" if ":" in host else f"smtp://{host}")
+    return bool(provider.mailbox) and not provider.options.get("emulator")
 
 
 @register(Tags.database)

@@ -17,9 +17,8 @@ from contextlib import suppress
 from imapclient import IMAPClient
 
 from bounces.mailboxes.base import MailGoneError
-from bounces.mailboxes.login import read_source
+from bounces.mailboxes.login import check_login, read_source
 
-SECURITIES = ("tls", "starttls", "none")
 DONE_KEYWORD = "$PennypostDone"
 
 
@@ -47,12 +46,9 @@ class IMAPMailbox:
         ca_file: str = "",
         timeout_seconds: float = 30,
     ) -> None:
-        if security not in SECURITIES:
-            raise ValueError(f"security is {security!r}; it is one of {', '.join(SECURITIES)}")
+        check_login(security, password, token_source)
         if done not in {"flag", "move"}:
             raise ValueError(f'done is {done!r}; it is "flag" or "move"')
-        if bool(password) == bool(token_source):
-            raise ValueError("either password or token_source is needed")
         if done == "move" and done_folder == folder:
             raise ValueError("done_folder is the folder that is read")
         self._host = host

@@ -18,9 +18,8 @@ import ssl
 from collections.abc import Callable, Iterator, Sequence
 
 from bounces.mailboxes.base import MailGoneError, UidStore
-from bounces.mailboxes.login import read_source, xoauth2
+from bounces.mailboxes.login import check_login, read_source, xoauth2
 
-SECURITIES = ("tls", "starttls", "none")
 # The store is asked about so many at once.
 PAGE = 500
 # TOP counts lines (some 70 octets each), not octets: so a little more is asked for than is kept.
@@ -49,10 +48,7 @@ class POP3Mailbox:
         ca_file: str = "",
         timeout_seconds: float = 30,
     ) -> None:
-        if security not in SECURITIES:
-            raise ValueError(f"security is {security!r}; it is one of {', '.join(SECURITIES)}")
-        if bool(password) == bool(token_source):
-            raise ValueError("either password or token_source is needed")
+        check_login(security, password, token_source)
         self._host = host
         self._port = port or (995 if security == "tls" else 110)
         self._security = security

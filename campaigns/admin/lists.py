@@ -162,7 +162,7 @@ class SubscriptionForm(forms.ModelForm):
 
 
 def save_subscription(
-    request: HttpRequest, form: SubscriptionForm, subscription: Subscription, *, note: str = ""
+    request: HttpRequest, form: SubscriptionForm, subscription: Subscription
 ) -> None:
     """Creates the subscription or moves it, each with its history and with who did it."""
     by: Any = request.user  # the admin lets nobody in who is anonymous
@@ -173,7 +173,6 @@ def save_subscription(
             subscription=subscription,
             to_status=subscription.status,
             source=SOURCE,
-            note=note,
             by=by,
         )
         return
@@ -181,7 +180,7 @@ def save_subscription(
     if "status" not in form.changed_data:
         return
     subscription.status = form.seen_status
-    if not subscription.move(wanted, source=SOURCE, note=note, by=by):
+    if not subscription.move(wanted, source=SOURCE, by=by):
         messages.warning(
             request,
             _("The subscription had changed meanwhile and was left as it is. Please look again."),

@@ -79,12 +79,11 @@ def _date(raw: str) -> datetime | None:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether a URL leads to this machine itself: there an emulator may answer without TLS."""
-    host = urlsplit(url).hostname or ""
-    if host == "localhost":
-        return True
+    """Whether a URL leads to this machine itself: there an emulator may answer without TLS. False
+    for what is no URL."""
     try:
-        return ip_address(host).is_loopback
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
 

@@ -296,16 +296,12 @@ def test_the_front_page_says_what_this_host_is(client: Client) -> None:
 
 
 def test_the_link_ends_all_lists_of_its_campaign_and_no_other(reader: Reader) -> None:
-    done = unsubscribe(reader.token, source=BY_ONE_CLICK, note="from the letter")
+    done = unsubscribe(reader.token, source=BY_ONE_CLICK)
     assert done is not None
     assert done.reader == reader.subscriber
     assert {mailing_list.label for mailing_list in done.lists} == {"weekly", "offers"}
     event = SubscriptionEvent.objects.get(subscription__mailing_list=reader.weekly)
-    assert (event.source, event.note, event.campaign) == (
-        BY_ONE_CLICK,
-        "from the letter",
-        reader.campaign,
-    )
+    assert (event.source, event.campaign) == (BY_ONE_CLICK, reader.campaign)
     again = unsubscribe(reader.token, source=BY_ONE_CLICK)
     assert again is not None
     assert again.lists == []

@@ -6,7 +6,11 @@ import pytest
 from django.db import connection
 
 from campaigns.models import Subscriber
-from delivery.checks import check_delivery_settings, check_size_of_sqlite
+from delivery.checks import (
+    check_delivery_settings,
+    check_size_of_sqlite,
+    check_where_letters_lead,
+)
 from delivery.conf import DeliverySettings, read_settings
 from delivery.models import WorkerLease
 
@@ -170,6 +174,31 @@ def test_a_password_stands_in_no_message_and_no_repr(settings):
         GOOD | provider(OPTIONS={"host": "x", "username": "p", "password": "s3cret"})
     )
     assert "s3cret" not in f"{found}{understood!r}"
+
+
+@pytest.mark.parametrize(
+    ("host", "base_url", "expected"),
+    [
+        ("smtp.example.org", "http://localhost:8000", ["delivery.W102"]),
+        ("smtp.example.org", "http://[::1]:8000", ["delivery.W102"]),
+        ("smtp.example.org", "https://news.example.org", []),
+        ("127.0.0.1", "http://localhost:8000", []),
+        ("::1", "http://localhost:8000", []),
+        ("smtp.example.org", "http://[::1", []),  # campaigns.E002
+    ],
+)
+def test_letters_that_leave_with_links_to_this_machine_are_a_warning(
+    settings, host, base_url, expected
+):
+    settings.DELIVERY = GOOD | provider(OPTIONS={"host": host})
+    settings.BASE_URL = base_url
+    assert [message.id for message in check_where_letters_lead()] == expected
+
+
+def test_letters_into_a_folder_do_not_leave(settings, tmp_path):
+    maildir = "delivery.providers.maildir.MaildirProvider"
+    settings.DELIVERY = GOOD | provider(BACKEND=maildir, OPTIONS={"path": str(tmp_path)})
+    assert check_where_letters_lead() == []
 
 
 @pytest.mark.django_db
