@@ -20,13 +20,16 @@ from unfold.widgets import UnfoldAdminFileFieldWidget, UnfoldAdminTextareaWidget
 
 from bounces import charts, examination
 from bounces.conf import bounce_settings
-from bounces.detectors.mime import own_parts, to_text
+from bounces.detectors.mime import own_parts
+from bounces.detectors.returned import words_of
 from bounces.intake import CAUSE_OF_FORGERY
 from bounces.models import Bounce, Breaker, ReceivedMail
 from bounces.reading import ask_everybody, incoming, read_whole
 from bounces.reading_process import ReadingProcess, UnreadableError
 from delivery.alerts import resolve
 
+# A page of a megabyte is enough to see what a mail is.
+MOST_SHOWN_OCTETS = 1024 * 1024
 # No script, no cookie, no host at all: not even an image, which would tell the sender who looks.
 MAIL_HEADERS = {
     "Content-Security-Policy": (
@@ -136,9 +139,9 @@ def mail_document(model_admin: Any, request: HttpRequest, pk: int) -> HttpRespon
     page = next((part for part in parts if part.content_type == "text/html"), None)
     text = next((part for part in parts if part.content_type == "text/plain"), None)
     if page is not None:
-        body = to_text(page.decoded())
+        body = words_of(page, MOST_SHOWN_OCTETS)
     else:
-        words = to_text(text.decoded()) if text else _("The mail has no text.")
+        words = words_of(text, MOST_SHOWN_OCTETS) if text else _("The mail has no text.")
         body = (
             '<!doctype html><meta charset="utf-8"><pre style="white-space:pre-wrap;margin:16px">'
             f"{escape(words)}</pre>"

@@ -239,7 +239,7 @@ def _detectors(raw: Any, problems: list[Problem]) -> tuple[str, ...]:
     return tuple(usable)
 
 
-_DETECTOR_HINT = "A class that is made without arguments and has detect(mail): bounces/README.md."
+_DETECTOR_HINT = "A class that is made without arguments and has detect(mail): docs/extending.md."
 
 
 def _why_unusable(path: Any) -> str:

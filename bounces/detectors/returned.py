@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from bounces.detectors.addresses import is_address
 from bounces.detectors.base import IncomingMail
-from bounces.detectors.mime import own_parts, read_fields, to_text
+from bounces.detectors.mime import Part, own_parts, read_fields, to_text
 from bounces.report import printable
 
 RETURNED_TYPES = frozenset(
@@ -37,6 +37,7 @@ _CHARSETS = re.compile(
     r"|gb2312|gbk|gb18030|big5",
     re.IGNORECASE,
 )
+_CHARSET = re.compile(r"charset=[\"']?([\w.-]{1,40})", re.IGNORECASE)
 # One character class and one @: linear, whatever is written.
 ADDRESS = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]{1,64}@[\w.-]{1,255}")
 
@@ -103,6 +104,12 @@ def addresses_in(text: str) -> Iterator[str]:
         address = match[0].rstrip(".").lstrip("'`.")
         if is_address(address):
             yield address
+
+
+def words_of(part: Part, longest: int) -> str:
+    """At most ``longest`` octets of a part as text, in the charset that it claims."""
+    charset = _CHARSET.search(part.value("content-type"))
+    return as_text(part.decoded()[:longest], charset[1] if charset else "")
 
 
 def as_text(octets: bytes, charset: str = "") -> str:

@@ -27,9 +27,9 @@ from bounces.detectors.returned import (
     RETURNED_TYPES,
     Returned,
     addresses_in,
-    as_text,
     of_header,
     returned_copy,
+    words_of,
 )
 from bounces.detectors.senders import (
     has_null_return_path,
@@ -61,7 +61,6 @@ _HEADER_BEGINS = re.compile(
     r"^(?:Return-Path|Received|Message-ID|DKIM-Signature|X-Sender|Delivered-To):[ \t]",
     re.IGNORECASE | re.MULTILINE,
 )
-_CHARSET = re.compile(r"charset=[\"']?([\w.-]{1,40})", re.IGNORECASE)
 # One that is not closed goes on to the end, as in a browser: each is looked through once.
 _TAG = re.compile(
     r"<(?:style|script)\b.*?(?:</(?:style|script)>|\Z)|<[^<>]{0,2000}>", re.IGNORECASE | re.DOTALL
@@ -115,8 +114,7 @@ def read_notice(mail: IncomingMail) -> Notice | None:
     words = next((part for part in leaves if part.content_type in _WORDS), None)
     if words is None:
         return None
-    charset = _CHARSET.search(words.value("content-type"))
-    whole = as_text(words.decoded()[:LONGEST_NOTICE], charset[1] if charset else "")
+    whole = words_of(words, LONGEST_NOTICE)
     if words.content_type == "text/html":
         whole = _text_of(whole)
     text, below = _cut(whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 from urllib.parse import urlencode
 
@@ -318,7 +319,11 @@ class SubscriberForm(forms.ModelForm):
         attributes = self.cleaned_data["attributes"]
         if not isinstance(attributes or {}, dict):
             raise ValidationError(_('Merge fields have names: {"first_name": "Ada"}.'))
-        return attributes or {}
+        # PostgreSQL takes neither within jsonb: NUL is refused, half a character becomes "?".
+        written = json.dumps(attributes or {}, ensure_ascii=False)
+        if "\\u0000" in written:
+            raise ValidationError(_("A NUL character cannot be stored."))
+        return json.loads(written.encode("utf-8", "replace"))
 
 
 @admin.register(Subscriber)

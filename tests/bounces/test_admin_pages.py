@@ -112,6 +112,13 @@ def test_t6_html_of_a_stranger_is_shown_in_a_frame_that_may_do_nothing(admin: Cl
     assert "<h1>Hi</h1>" not in page.content.decode()
 
 
+def test_a_mail_is_shown_in_the_charset_that_it_claims(admin: Client, now) -> None:
+    take(raw_sample("words-in-koi8-r"), now)
+    mail = ReceivedMail.objects.get()
+    answer = admin.get(reverse("admin:bounces_receivedmail_document", args=[mail.pk]))
+    assert "Сообщение не может быть доставлено" in answer.content.decode()
+
+
 def test_charts_count_by_class_domain_and_campaign(admin: Client, deliver: Deliver, now) -> None:
     now = timezone.now()
     for number, (domain, status) in enumerate(

@@ -178,6 +178,16 @@ def test_a_reader_is_on_a_list_once(client):
     assert Subscription.objects.count() == 1
 
 
+def test_what_a_database_refuses_within_attributes_ends_no_page(client):
+    reader = Subscriber.objects.create(email="ada@example.org")
+    url = page("subscriber", "change", reader.pk)
+    answer = client.post(url, reader_form(reader, attributes=r'{"city": "\u0000"}'))
+    assert answer.context["adminform"].form.errors["attributes"]
+    odd = r'{"city": "Z\u00fcrich \ud83d\ude00 \ud83d"}'
+    assert client.post(url, reader_form(reader, attributes=odd)).status_code == 302
+    assert Subscriber.objects.get().attributes == {"city": "Zürich 😀 ?"}
+
+
 def test_attributes_are_an_object(client):
     reader = Subscriber.objects.create(email="ada@example.org")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-DOCUMENTS = sorted([ROOT / "README.md", *DOCS.glob("*.md")])
+DOCUMENTS = sorted([ROOT / "README.md", *DOCS.glob("*.md"), *ROOT.glob("*/README.md")])
 
 
 def blocks(document: Path, language: str) -> list[str]:
