@@ -10,7 +10,7 @@ from bounces.conf import bounce_settings, detectors
 from bounces.detectors.base import Detector, Explaining, IncomingMail
 from bounces.envelope import return_path_tokens
 from bounces.policy import class_of
-from bounces.report import BounceReport, ComplaintReport, Report, printable, visible
+from bounces.report import BounceReport, ComplaintReport, Report, decoded_words, printable, visible
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +93,8 @@ def read_whole(raw: bytes) -> Reading:
             answer = given
             break
     return Reading(
-        sender=printable(mail.header("from"), 200),
-        subject=printable(mail.header("subject"), 200),
+        sender=printable(decoded_words(mail.header("from")), 200),
+        subject=printable(decoded_words(mail.header("subject")), 200),
         tokens=tuple(return_path_tokens(mail)),
         answer=answer,
         failed=tuple(failed),

@@ -9,6 +9,7 @@ from email.errors import HeaderParseError
 from email.header import decode_header, make_header
 
 LONGEST_DIAGNOSTIC = 2000
+LONGEST_HEADER = 1000
 _XTEXT = re.compile(r"\+([0-9A-F]{2})")
 
 
@@ -78,11 +79,20 @@ def spellings(address: str) -> Iterator[str]:
     if decoded != address:
         yield decoded
     local, at, domain = address.rpartition("@")
-    if local.startswith("=?") and local.endswith("?="):
-        try:
-            yield f"{make_header(decode_header(local))}{at}{domain}"
-        except (HeaderParseError, LookupError, UnicodeError, ValueError):
-            return
+    if local.startswith("=?") and local.endswith("?=") and (words := decoded_words(local)) != local:
+        yield f"{words}{at}{domain}"
+
+
+def decoded_words(text: str) -> str:
+    """A header's value with its encoded words (RFC 2047) as people read them; as written, where
+    they cannot be read. At most LONGEST_HEADER characters of it, for some codecs are slow."""
+    text = text[:LONGEST_HEADER]
+    if "=?" not in text:
+        return text
+    try:
+        return str(make_header(decode_header(text)))
+    except (HeaderParseError, LookupError, UnicodeError, ValueError):
+        return text
 
 
 def printable(text: str, longest: int = LONGEST_DIAGNOSTIC) -> str:

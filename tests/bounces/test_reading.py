@@ -10,7 +10,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from bounces.detectors.base import IncomingMail
-from bounces.reading import explain, read_bounce
+from bounces.reading import explain, read_bounce, read_whole
 from bounces.report import BounceReport
 from tests.bounces.samples import FOLDER, raw_sample
 
@@ -113,6 +113,22 @@ def test_the_command_reads_standard_input(monkeypatch) -> None:
 def test_a_file_that_is_not_there_is_a_clear_message(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="cannot be read: No such file"):
         call_command("explain_bounce", str(tmp_path / "nothing.eml"))
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("=?iso-8859-1?Q?Unzustellbar=3A_Gr=FC=DFe?=", "Unzustellbar: Grüße"),
+        ("=?utf-8?B?0J3QtQ==?= =?utf-8?B?INC00L7RgdGC0LDQstC70LXQvdC+?=", "Не доставлено"),
+        ("=?no-such-charset?Q?x?=", "=?no-such-charset?Q?x?="),
+        ("=?utf-8?Q?=00=1B[2J_gone?=", "[2J gone"),
+    ],
+)
+def test_a_subject_is_kept_as_people_read_it(written: str, read: str) -> None:
+    raw = f"Subject: {written}\nFrom: {written} <a@b.example>\n\nx\n".encode()
+    reading = read_whole(raw)
+    assert reading.subject == read
+    assert reading.sender == f"{read} <a@b.example>"
 
 
 def test_a_terminal_is_not_commanded_by_a_mail() -> None:
