@@ -32,6 +32,7 @@ from bounces.models import (
     Verdict,
 )
 from bounces.report import visible
+from campaigns.admin.long_lists import FarPages, LongList
 
 # Of a mail's 256 KB a person reads the beginning.
 MOST_SHOWN_CHARACTERS = 64 * 1024
@@ -90,8 +91,25 @@ class OwnPages:
         ] + urls
 
 
+class MailboxFilter(admin.SimpleListFilter):
+    """By mailbox. Those that were ever polled have a row each: Django's own filter would look
+    through every received mail for their names."""
+
+    title = _("mailbox")
+    parameter_name = "mailbox"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        names = MailboxState.objects.order_by("name").values_list("name", flat=True)
+        return [(name, name) for name in names]
+
+    def queryset(
+        self, request: HttpRequest, queryset: QuerySet[ReceivedMail]
+    ) -> QuerySet[ReceivedMail]:
+        return queryset.filter(mailbox=self.value()) if self.value() else queryset
+
+
 @admin.register(Bounce)
-class BounceAdmin(OwnPages, ReadOnly, ModelAdmin):
+class BounceAdmin(OwnPages, ReadOnly, LongList, ModelAdmin):
     pages = (
         ("charts/", "bounces_charts", admin_pages.chart_page),
         ("<int:pk>/undo/", "bounces_bounce_undo", admin_pages.undo_suppression),
@@ -120,8 +138,6 @@ class BounceAdmin(OwnPages, ReadOnly, ModelAdmin):
     list_filter_submit = True
     list_select_related = ("campaign", "delivery")
     search_fields = ("address_key__startswith",)
-    search_help_text = _("The beginning of an address.")
-    show_full_result_count = False
     ordering = ("-id",)
     fields = (
         "recipient",
@@ -142,12 +158,6 @@ class BounceAdmin(OwnPages, ReadOnly, ModelAdmin):
         "at",
     )
     readonly_fields = fields
-
-    def get_search_results(
-        self, request: HttpRequest, queryset: QuerySet[Bounce], search_term: str
-    ) -> tuple[QuerySet[Bounce], bool]:
-        """Keys are in lower case; that is how an index can answer."""
-        return super().get_search_results(request, queryset, search_term.lower())
 
     @display(description=_("class"), label=CLASS_COLOURS, ordering="bounce_class")
     def class_label(self, bounce: Bounce) -> tuple[str, str]:
@@ -210,10 +220,11 @@ class ReceivedMailAdmin(OwnPages, ReadOnly, ModelAdmin):
     change_form_outer_after_template = "admin/bounces/mail_frame.html"
     list_display = ("title", "sender", "mailbox", "verdict_label", "remark", "when")
     list_fullwidth = True
-    list_filter = (("verdict", ChoicesDropdownFilter), "mailbox")
+    list_filter = (("verdict", ChoicesDropdownFilter), MailboxFilter)
     list_filter_submit = True
     search_fields = ("subject", "sender")
     show_full_result_count = False
+    paginator = FarPages
     ordering = ("-id",)
     fields = (
         "subject",

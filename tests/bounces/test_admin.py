@@ -132,6 +132,17 @@ def test_a_mail_about_many_readers_is_shown_with_few_queries(
     assert "r29@example.net" in html
 
 
+def test_received_mail_is_chosen_by_its_mailbox_without_looking_through_all_of_it(
+    admin: Client, bounce: Bounce, django_assert_max_num_queries
+) -> None:
+    url = reverse("admin:bounces_receivedmail_changelist")
+    MailboxState.objects.create(name="other")
+    with django_assert_max_num_queries(20) as captured:
+        assert "alert(" in admin.get(url, {"mailbox": "default"}).content.decode()
+    assert not any("DISTINCT" in query["sql"] for query in captured.captured_queries)
+    assert "alert(" not in admin.get(url, {"mailbox": "other"}).content.decode()
+
+
 def test_the_list_does_not_fetch_the_mails_themselves(
     admin: Client, bounce: Bounce, django_assert_max_num_queries
 ) -> None:
