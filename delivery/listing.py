@@ -26,9 +26,10 @@ from operator import attrgetter
 from typing import Any
 
 from django.core.paginator import Page, Paginator
-from django.db.models import F, Q, QuerySet, Sum, Value
+from django.db.models import F, Q, QuerySet, Subquery, Sum, Value
+from django.db.models.expressions import OrderBy
 
-from campaigns.models import CampaignTotals
+from campaigns.models import Campaign, CampaignTotals
 from delivery.groups import IN_WAITING
 from delivery.models import Delivery
 from delivery.states import FINAL, WAITING, DeliveryStatus
@@ -114,11 +115,11 @@ class Selection:
 
     @property
     def order(self) -> list[str]:
-        """The order, newest campaign first; always ends in something unique."""
+        """The order of the list; what comes last makes it a total one."""
         if self.is_test:
             return ["-id"]
         if self.search:
-            return ["-campaign_id", "address_key"]
+            return ["address_key", "-campaign_id"]
         return ["-campaign_id", *self.order_in_campaign]
 
     @property
@@ -244,9 +245,9 @@ class LettersByCampaign(DeliveryPaginator):
 
 
 class LettersFound(DeliveryPaginator):
-    """The letters of a search: the newest campaign first, in each by address.
+    """The letters of a search, by address, and those to one address newest first.
 
-    Where more than COUNTED_AT_MOST are found it holds those upon which an index comes first.
+    Where more than COUNTED_AT_MOST are found, it holds the first of them by address.
     """
 
     @cached_property
@@ -259,29 +260,60 @@ class LettersFound(DeliveryPaginator):
 
     def between(self, start: int, stop: int) -> list[Delivery]:
         places = self._places[start:stop]
-        return _fetched(_at(_letters(), places), places, "campaign_id", "address_key")
+        return _fetched(self._at(places, _letters()), places, "address_key", "campaign_id")
 
     @cached_property
-    def _looked_at(self) -> list[tuple[int, str]]:
-        """Campaign and address of letters that may be meant; one more than may be shown.
+    def _looked_at(self) -> list[tuple[str, int]]:
+        """Address and campaign of letters that may be meant; one more than may be shown.
 
         Both are in the index delivery_once_per_address. The state is not: for a common one only
         so many letters are looked at, whether they are in it or not. Else a search for queued
         letters after the campaign would look at all of them.
         """
-        selection = self.selection
-        if selection.status in COMMON:
-            selection = replace(selection, status=None)
-        return list(_only(selection.letters(), "campaign_id", "address_key")[: COUNTED_AT_MOST + 1])
+        status = None if self.selection.status in COMMON else self.selection.status
+        letters = replace(self.selection, campaign_id=None, status=status).letters()
+        in_order = self._of_campaign(letters).order_by(AlongTheIndex(F("address_key")))
+        return list(_only(in_order, "address_key", "campaign_id")[: COUNTED_AT_MOST + 1])
 
     @cached_property
-    def _places(self) -> list[tuple[int, str]]:
+    def _places(self) -> list[tuple[str, int]]:
         places = self._looked_at[:COUNTED_AT_MOST]
         if self.selection.status in COMMON:
-            letters = _at(Delivery.objects.filter(status=self.selection.status), places)
-            meant = set(_only(letters, "campaign_id", "address_key"))
+            # The state is compared here: PostgreSQL might seek by it, among all that wait.
+            found = self._at(places, Delivery.objects.all())
+            meant = {
+                (letter.address_key, letter.campaign_id)
+                for letter in found.only("address_key", "campaign_id", "status")
+                if letter.status == self.selection.status
+            }
             places = [place for place in places if place in meant]
-        return sorted(places, key=lambda place: (-place[0], place[1]))
+        return sorted(places, key=lambda place: (place[0], -place[1]))
+
+    def _at(
+        self, places: Sequence[tuple[str, int]], rows: QuerySet[Delivery]
+    ) -> QuerySet[Delivery]:
+        """The letters at these places, and at few others: they are neighbours in the index."""
+        addresses = {address for address, _ in places}
+        return self._of_campaign(rows.filter(is_test=False, address_key__in=addresses))
+
+    def _of_campaign(self, rows: QuerySet[Delivery]) -> QuerySet[Delivery]:
+        """Those of the campaign that was chosen, by a sub-query that PostgreSQL cannot foresee.
+
+        Its statistics know nothing of a campaign that has just begun: it would take that for
+        empty, and read all its letters (0.6 s while 100,000 were queued).
+        """
+        if self.selection.campaign_id is None:
+            return rows
+        chosen = Campaign.objects.filter(pk=self.selection.campaign_id)
+        return rows.filter(campaign_id=Subquery(chosen.values("pk")))
+
+
+class AlongTheIndex(OrderBy):
+    """By address as delivery_once_per_address has it, which on PostgreSQL goes by octets."""
+
+    def as_postgresql(self, compiler: Any, connection: Any) -> Any:
+        # The remark, because Django's compiler wants to see a direction.
+        return self.as_sql(compiler, connection, template="%(expression)s USING ~<~ /* ASC */")
 
 
 class TestLetters(DeliveryPaginator):
@@ -316,12 +348,6 @@ def _walk(rows: QuerySet[Delivery, Any], part: Stretch) -> list[Any]:
 def _only(rows: QuerySet[Delivery], *fields: str) -> QuerySet[Delivery, Any]:
     """Of each row these fields and nothing else: a walk that an index can answer alone."""
     return rows.values_list(*fields, flat=len(fields) == 1)
-
-
-def _at(rows: QuerySet[Delivery], places: Sequence[tuple[int, str]]) -> QuerySet[Delivery]:
-    """The letters of these campaigns to these addresses: at least those at these places."""
-    campaigns, addresses = {campaign for campaign, _ in places}, {key for _, key in places}
-    return rows.filter(is_test=False, campaign_id__in=campaigns, address_key__in=addresses)
 
 
 def _letters() -> QuerySet[Delivery]:
