@@ -16,9 +16,9 @@ from django.contrib.admin.views.main import SEARCH_VAR
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.paginator import InvalidPage, Paginator
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
-from django.urls import URLPattern, path, reverse
+from django.urls import URLPattern, path
 from django.utils import timezone
 from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
@@ -48,7 +48,7 @@ from delivery import (
     slots,
 )
 from delivery.admin_doubts import DoubtDecisions, mark_where_it_broke, where_it_broke
-from delivery.admin_parts import OwnPageAdmin, ReadOnlyAdmin, moment, on_one_line
+from delivery.admin_parts import Button, OwnPageAdmin, ReadOnlyAdmin, Said, moment, on_one_line
 from delivery.clocks import database_now
 from delivery.composing import envelope_of, message_id_of
 from delivery.conf import delivery_settings
@@ -73,6 +73,7 @@ STATUS_COLOURS = {
     DeliveryStatus.SUPPRESSED.value: "default",
     DeliveryStatus.CANCELLED.value: "default",
 }
+PROVIDER_COLOURS = {"open": "success", "paused": "warning", "stopped": "danger"}
 CAMPAIGN_PARAMETER = "campaign__id__exact"
 STATUS_PARAMETER = "status__exact"
 TEST_PARAMETER = "test"
@@ -142,6 +143,7 @@ def in_doubt_only(request: HttpRequest) -> bool:
 class DeliveryAdmin(DoubtDecisions, OwnPageAdmin):
     """The list of letters, a letter's story, and the question why."""
 
+    page_template = "admin/delivery/story.html"
     list_display = ["address", "campaign_name", "state", "tries", "last_reply", "settled"]
     list_filter = [
         ("campaign", AutocompleteSelectFilter),
@@ -231,8 +233,6 @@ class DeliveryAdmin(DoubtDecisions, OwnPageAdmin):
         ]
         return own + self.decision_urls() + super().get_urls()
 
-    page_template = "admin/delivery/story.html"
-
     def page_title(self, delivery: Delivery) -> str:
         return delivery.rcpt_to
 
@@ -240,6 +240,7 @@ class DeliveryAdmin(DoubtDecisions, OwnPageAdmin):
         """One letter's whole story."""
         return {
             "delivery": delivery,
+            "words": delivery.get_status_display(),
             "colour": STATUS_COLOURS[delivery.status],
             "lines": story_of(delivery),
             "now": timezone.now(),
@@ -328,6 +329,7 @@ class ProviderStateAdmin(OwnPageAdmin):
     """The providers of the settings file, and what holds them up. Options are never shown: they
     hold passwords."""
 
+    page_template = "admin/delivery/provider.html"
     list_display = ["alias", "state", "until", "reason", "since", "backend"]
     list_display_links = ["alias"]
     sortable_by = ()
@@ -361,7 +363,7 @@ class ProviderStateAdmin(OwnPageAdmin):
             self.log_change(request, state, "Opened again.")
         return opened
 
-    @display(description=_("state"), label={"open": "success", "paused": "warning", "stopped": "danger"})  # fmt: skip  # noqa: E501
+    @display(description=_("state"), label=PROVIDER_COLOURS)
     def state(self, state: ProviderState) -> tuple[str, Any]:
         return state_in_words(state)
 
@@ -384,69 +386,42 @@ class ProviderStateAdmin(OwnPageAdmin):
         provider = delivery_settings().providers.get(state.alias)
         return provider.backend.rpartition(".")[2] if provider else _("no longer in the settings")
 
-    def get_urls(self) -> list[URLPattern]:
-        own = [
-            path(
-                "<int:pk>/resume/",
-                self.admin_site.admin_view(self.resume_view),
-                name="delivery_providerstate_resume",
-            ),
-            path(
-                "<int:pk>/test/",
-                self.admin_site.admin_view(self.test_view),
-                name="delivery_providerstate_test",
-            ),
-        ]
-        return own + super().get_urls()
+    # ----------------------------------------------------------------------------- one provider
 
     def has_test_provider_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("delivery.test_provider")
 
-    def test_view(self, request: HttpRequest, pk: int) -> HttpResponse:
-        """The button "Test": one letter to an address of one's own, and what was kept of it."""
-        if request.method != "POST":
-            return HttpResponseNotAllowed(["POST"])
-        if not self.has_test_provider_permission(request):
-            raise PermissionDenied
-        state = ProviderState.objects.filter(pk=pk).first()
-        provider = delivery_settings().providers.get(state.alias) if state else None
-        if state is None or provider is None:
-            return self._get_obj_does_not_exist_redirect(request, self.opts, str(pk))
+    def buttons(self) -> list[Button]:
+        return [
+            Button("resume", "delivery.resume_provider", self.resume),
+            Button("test", "delivery.test_provider", self.test),
+        ]
+
+    def test(self, request: HttpRequest, state: ProviderState) -> Said | None:
+        """One letter to an address of one's own, and what was kept of it."""
+        provider = delivery_settings().providers.get(state.alias)
+        if provider is None:
+            return None
         try:
             sender = normalise_address(request.POST.get("sender", ""))
             to = normalise_address(request.POST.get("to", "") or sender)
         except ValidationError:
-            self.message_user(request, _("Which addresses? Give both."), messages.ERROR)
-        else:
-            report = setup_test.run(
-                provider, sender, to, database_now, waits=setup_test.WAITS_ON_A_PAGE
-            )
-            self.log_change(request, state, "Tested." if report.ok else "Tested in vain.")
-            for finding in report.findings:
-                self.message_user(request, finding, messages.SUCCESS)
-            for warning in report.warnings:
-                self.message_user(request, warning, messages.WARNING)
-        return HttpResponseRedirect(reverse("admin:delivery_providerstate_change", args=[pk]))
+            return [(messages.ERROR, _("Which addresses? Give both."))]
+        report = setup_test.run(
+            provider, sender, to, database_now, waits=setup_test.WAITS_ON_A_PAGE
+        )
+        self.log_change(request, state, "Tested." if report.ok else "Tested in vain.")
+        return [
+            *((messages.SUCCESS, finding) for finding in report.findings),
+            *((messages.WARNING, warning) for warning in report.warnings),
+        ]
 
-    def resume_view(self, request: HttpRequest, pk: int) -> HttpResponse:
-        """The button "Open again" on a provider's page."""
-        if request.method != "POST":
-            return HttpResponseNotAllowed(["POST"])
-        if not self.has_resume_provider_permission(request):
-            raise PermissionDenied
-        page = reverse("admin:delivery_providerstate_change", args=[pk])
-        state = ProviderState.objects.filter(pk=pk).first()
-        if state is None:
-            return self._get_obj_does_not_exist_redirect(request, self.opts, str(pk))
+    def resume(self, request: HttpRequest, state: ProviderState) -> Said:
         if self._open(request, state):
-            self.message_user(request, _("The provider is open again."), messages.SUCCESS)
-        elif silent_until(state) is not None:
-            self.message_user(request, _("Its mailbox rests, and nobody can end that early."))
-        else:
-            self.message_user(request, _("It was open already."), messages.INFO)
-        return HttpResponseRedirect(page)
-
-    page_template = "admin/delivery/provider.html"
+            return [(messages.SUCCESS, _("The provider is open again."))]
+        if silent_until(state) is not None:
+            return [(messages.INFO, _("Its mailbox rests, and nobody can end that early."))]
+        return [(messages.INFO, _("It was open already."))]
 
     def page_title(self, state: ProviderState) -> str:
         return state.alias
@@ -459,6 +434,7 @@ class ProviderStateAdmin(OwnPageAdmin):
             "state": state,
             "condition": condition,
             "words": words,
+            "colour": PROVIDER_COLOURS[condition],
             "provider": provider,
             "gauges": [
                 (gauge(limit, timezone.now()), in_words(limit))
@@ -468,7 +444,8 @@ class ProviderStateAdmin(OwnPageAdmin):
             "sender": setup_test.sender_of(provider) if provider else "",
             "pools": delivery_settings().names_of(state.alias)[1:],
             "connections": slots.view(state.alias, provider.connections if provider else None),
-            "may_resume": self.has_resume_provider_permission(request)
+            "may_resume": condition != "open"
+            and self.has_resume_provider_permission(request)
             and silent_until(state) is None,
             "silent_until": silent_until(state),
         }

@@ -10,9 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from django.contrib import admin, messages
-from django.core.exceptions import PermissionDenied
-from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
-from django.urls import URLPattern, path, reverse
+from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext_lazy as _
@@ -21,9 +19,10 @@ from unfold.contrib.filters.admin import ChoicesDropdownFilter
 from unfold.decorators import display
 
 from delivery import alerts, guard_rails, installation
-from delivery.admin_parts import OwnPageAdmin, moment
+from delivery.admin_parts import Button, OwnPageAdmin, Said, moment
 from delivery.models import Alert
 
+STATE_COLOURS = {"open": "danger", "over": "default"}
 MOST_IN_THE_BANNER = 3
 
 
@@ -42,6 +41,7 @@ def banner(request: HttpRequest) -> dict[str, Any]:
 
 @admin.register(Alert)
 class AlertAdmin(OwnPageAdmin):
+    page_template = "admin/delivery/alert.html"
     list_display = ["title", "state", "kind", "when", "over"]
     list_display_links = ["title"]
     list_filter = [("kind", ChoicesDropdownFilter)]
@@ -49,9 +49,9 @@ class AlertAdmin(OwnPageAdmin):
     sortable_by = ()
     actions = None
 
-    @display(description=_("state"), label={"open": "danger", "over": "default"})
+    @display(description=_("state"), label=STATE_COLOURS)
     def state(self, alert: Alert) -> tuple[str, Any]:
-        return ("over", _("Over")) if alert.resolved_at else ("open", _("Open"))
+        return state_in_words(alert)
 
     @display(description=_("when"))
     def when(self, alert: Alert) -> str | None:
@@ -63,15 +63,16 @@ class AlertAdmin(OwnPageAdmin):
 
     # ------------------------------------------------------------------------------ one alert
 
-    page_template = "admin/delivery/alert.html"
-
     def page_title(self, alert: Alert) -> str:
         return alert.title
 
     def page_context(self, request: HttpRequest, alert: Alert) -> dict[str, Any]:
         user: Any = request.user
+        condition, words = state_in_words(alert)
         return {
             "alert": alert,
+            "words": words,
+            "colour": STATE_COLOURS[condition],
             "seen_by": list(alert.seen_by.all()),
             "is_seen": alert.seen_by.filter(pk=user.pk).exists(),
             "held": guard_rails.held_back(alert.campaign_id).count() if alert.campaign_id else 0,
@@ -80,41 +81,32 @@ class AlertAdmin(OwnPageAdmin):
             "may_adopt": user.has_perm("delivery.adopt_installation"),
         }
 
-    def get_urls(self) -> list[URLPattern]:
-        own = [
-            path(
-                f"<int:pk>/{name}/",
-                self.admin_site.admin_view(self._button(permission, act)),
-                name=f"delivery_alert_{name.replace('-', '_')}",
-            )
-            for name, permission, act in (
-                ("see", "delivery.view_alert", see),
-                ("dealt-with", "delivery.change_alert", dealt_with),
-                ("suppress", "delivery.decide_suppressions", suppress),
-                ("let-be", "delivery.decide_suppressions", let_be),
-                ("adopt", "delivery.adopt_installation", adopt),
-            )
+    def buttons(self) -> list[Button]:
+        return [
+            Button("see", "delivery.view_alert", self._recorded(see)),
+            Button("dealt-with", "delivery.change_alert", self._recorded(dealt_with)),
+            Button("suppress", "delivery.decide_suppressions", self._recorded(suppress)),
+            Button("let-be", "delivery.decide_suppressions", self._recorded(let_be)),
+            Button("adopt", "delivery.adopt_installation", self._recorded(adopt)),
         ]
-        return own + super().get_urls()
 
-    def _button(
-        self, permission: str, act: Callable[[Alert, Any], Any]
-    ) -> Callable[..., HttpResponse]:
-        def view(request: HttpRequest, pk: int) -> HttpResponse:
-            if request.method != "POST":
-                return HttpResponseNotAllowed(["POST"])
-            alert = Alert.objects.filter(pk=pk).first()
-            user: Any = request.user
-            if not user.has_perm(permission) or not self.has_view_permission(request, alert):
-                raise PermissionDenied
-            if alert is None:
-                return self._get_obj_does_not_exist_redirect(request, self.opts, str(pk))
-            said = act(alert, user)
+    def may_press(self, request: HttpRequest, button: Button, row: Any) -> bool:
+        return super().may_press(request, button, row) and self.has_view_permission(request, row)
+
+    def _recorded(self, decide: Callable[[Alert, Any], Any]) -> Callable[..., Said]:
+        """The decision as a button's act: what is said of it is also the alert's history."""
+
+        def act(request: HttpRequest, alert: Alert) -> Said:
+            said = decide(alert, request.user)
             self.log_change(request, alert, str(said))
-            self.message_user(request, said, messages.SUCCESS)
-            return HttpResponseRedirect(reverse("admin:delivery_alert_change", args=[pk]))
+            return [(messages.SUCCESS, said)]
 
-        return view
+        return act
+
+
+def state_in_words(alert: Alert) -> tuple[str, Any]:
+    """open or over; and the word for it."""
+    return ("over", _("Over")) if alert.resolved_at else ("open", _("Open"))
 
 
 def is_off(alert: Alert) -> bool:

@@ -6,20 +6,19 @@ from datetime import datetime
 from typing import Any
 
 from django.contrib import admin, messages
-from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
-from django.urls import URLPattern, path, reverse
+from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 from unfold.decorators import display
 
 from delivery import groups
-from delivery.admin_parts import OwnPageAdmin, moment
+from delivery.admin_parts import Button, OwnPageAdmin, Said, moment
 from delivery.models import GroupState, ReceivingDomain
 from delivery.tasks import wake_coordinator
 
+STATE_COLOURS = {"open": "success", "paused": "warning", "slow": "info"}
 LONGEST_REPLY_IN_A_LIST = 70
 LONGEST_LIST_OF_DOMAINS = 30
 
@@ -28,6 +27,7 @@ LONGEST_LIST_OF_DOMAINS = 30
 class GroupStateAdmin(OwnPageAdmin):
     """What readers' servers asked of us, for all that they take in."""
 
+    page_template = "admin/delivery/group.html"
     list_display = ["group", "provider", "state", "until", "reason", "rule", "begun"]
     list_display_links = ["group"]
     list_per_page = 50
@@ -40,7 +40,7 @@ class GroupStateAdmin(OwnPageAdmin):
     def has_resume_group_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("delivery.resume_group")
 
-    @display(description=_("state"), label={"open": "success", "paused": "warning", "slow": "info"})
+    @display(description=_("state"), label=STATE_COLOURS)
     def state(self, state: GroupState) -> tuple[str, Any]:
         return state_in_words(state)
 
@@ -72,34 +72,15 @@ class GroupStateAdmin(OwnPageAdmin):
             wake_coordinator()
         return opened
 
-    # ------------------------------------------------------------------------------- own pages
+    # ------------------------------------------------------------------------------- one group
 
-    def get_urls(self) -> list[URLPattern]:
-        own = [
-            path(
-                "<int:pk>/resume/",
-                self.admin_site.admin_view(self.resume_view),
-                name="delivery_groupstate_resume",
-            ),
-        ]
-        return own + super().get_urls()
+    def buttons(self) -> list[Button]:
+        return [Button("resume", "delivery.resume_group", self.resume)]
 
-    def resume_view(self, request: HttpRequest, pk: int) -> HttpResponse:
-        """The button "Open again" on a group's page."""
-        if request.method != "POST":
-            return HttpResponseNotAllowed(["POST"])
-        if not self.has_resume_group_permission(request):
-            raise PermissionDenied
-        state = GroupState.objects.filter(pk=pk).first()
-        if state is None:
-            return self._get_obj_does_not_exist_redirect(request, self.opts, str(pk))
+    def resume(self, request: HttpRequest, state: GroupState) -> Said:
         if self._open(request, state):
-            self.message_user(request, _("The group is open again."), messages.SUCCESS)
-        else:
-            self.message_user(request, _("It was open already."), messages.INFO)
-        return HttpResponseRedirect(reverse("admin:delivery_groupstate_change", args=[pk]))
-
-    page_template = "admin/delivery/group.html"
+            return [(messages.SUCCESS, _("The group is open again."))]
+        return [(messages.INFO, _("It was open already."))]
 
     def page_title(self, state: GroupState) -> str:
         return state.group
@@ -114,6 +95,7 @@ class GroupStateAdmin(OwnPageAdmin):
             "state": state,
             "condition": condition,
             "words": words,
+            "colour": STATE_COLOURS[condition],
             "until": _until(state),
             "domains": domains[:LONGEST_LIST_OF_DOMAINS],
             "has_more_domains": len(domains) > LONGEST_LIST_OF_DOMAINS,

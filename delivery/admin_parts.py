@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
-from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
 from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.html import format_html
@@ -28,10 +31,34 @@ class ReadOnlyAdmin(ModelAdmin):
         return False
 
 
+# Levels of django.contrib.messages, each with its words.
+Said = list[tuple[int, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Button:
+    """What a person who has ``permission`` can do on a row's page: a POST to ``name`` below it.
+
+    ``act`` does it, writes it into the row's history, and returns what is said of it; None where
+    there is nothing to do it to.
+    """
+
+    name: str
+    permission: str
+    act: Callable[[HttpRequest, Any], Said | None]
+
+
 class OwnPageAdmin(ReadOnlyAdmin):
-    """Rows whose page is a page of ours, to be read; what can be done there is a POST elsewhere."""
+    """Rows whose page is a page of ours, to be read, with buttons for what can be done."""
 
     page_template: str
+
+    def buttons(self) -> Sequence[Button]:
+        return ()
+
+    def may_press(self, request: HttpRequest, button: Button, row: Any) -> bool:
+        """Whether this person may; ``row`` is None where there is none."""
+        return request.user.has_perm(button.permission)
 
     def page_title(self, row: Any) -> str:
         return str(row)
@@ -39,6 +66,38 @@ class OwnPageAdmin(ReadOnlyAdmin):
     def page_context(self, request: HttpRequest, row: Any) -> dict[str, Any]:
         """What the page says of a row, beside ``original`` and ``title``."""
         raise NotImplementedError
+
+    def get_urls(self) -> list[URLPattern]:
+        own = [
+            path(
+                f"<int:pk>/{button.name}/",
+                self.admin_site.admin_view(self._view_of_button(button)),
+                name=f"{self._names}_{button.name.replace('-', '_')}",
+            )
+            for button in self.buttons()
+        ]
+        return own + super().get_urls()
+
+    @property
+    def _names(self) -> str:
+        """How the names of this model's addresses begin."""
+        return f"{self.opts.app_label}_{self.opts.model_name}"
+
+    def _view_of_button(self, button: Button) -> Callable[..., HttpResponse]:
+        def view(request: HttpRequest, pk: int) -> HttpResponse:
+            if request.method != "POST":
+                return HttpResponseNotAllowed(["POST"])
+            row = self.model._default_manager.filter(pk=pk).first()
+            if not self.may_press(request, button, row):
+                raise PermissionDenied
+            said = button.act(request, row) if row else None
+            if said is None:
+                return self._get_obj_does_not_exist_redirect(request, self.opts, str(pk))
+            for level, words in said:
+                self.message_user(request, words, level)
+            return HttpResponseRedirect(reverse(f"admin:{self._names}_change", args=[pk]))
+
+        return view
 
     def change_view(
         self,
