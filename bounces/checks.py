@@ -23,7 +23,10 @@ def check_bounce_settings(app_configs: Any = None, **kwargs: Any) -> list[CheckM
         Error(problem.message, hint=problem.hint, id=f"bounces.E{problem.number:03}")
         for problem in problems
     ]
-    if bounces.mailboxes and not delivery_settings().return_path:
+    delivery = delivery_settings()
+    # One that sends as a mailbox has that for its return path, whatever is asked for.
+    asks = not all(provider.mailbox for provider in delivery.providers.values())
+    if bounces.mailboxes and asks and not delivery.return_path:
         found.append(
             Error(
                 "Bounces are polled, but DELIVERY['RETURN_PATH'] gives letters no return path.",

@@ -99,6 +99,17 @@ def test_bounces_without_a_return_path_are_refused(settings) -> None:
     assert [message.id for message in check_bounce_settings()] == ["bounces.E101"]
 
 
+def test_a_mailbox_that_sends_needs_no_return_path_of_ours(settings) -> None:
+    identity = {"tenant_id": "1", "client_id": "2", "client_secret": "3"}
+    options = {"mailbox": "news@contoso.example", "identity": identity}
+    graph = {"PROFILE": "microsoft365-graph", "OPTIONS": options}
+    settings.DELIVERY = {"PROVIDERS": {"default": graph}}
+    assert check_bounce_settings() == []
+    relay = {"BACKEND": "delivery.providers.smtp.SMTPProvider", "OPTIONS": {"host": "relay"}}
+    settings.DELIVERY = {"PROVIDERS": {"default": graph, "other": relay}}
+    assert [message.id for message in check_bounce_settings()] == ["bounces.E101"]
+
+
 def test_nobody_reading_bounces_is_a_warning(settings) -> None:
     settings.BOUNCES = {}
     assert [message.id for message in check_bounce_settings()] == ["bounces.W101"]

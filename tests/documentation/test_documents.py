@@ -101,6 +101,7 @@ def test_the_settings_modules_of_the_documents_pass_the_checks(tmp_path):
                 "PENNYPOST_VAR": str(tmp_path / "var"),
                 "SECRET_KEY": "a key of this test alone",
                 "RELAY_PASSWORD": "secret",
+                "MICROSOFT_CLIENT_SECRET": "secret",
                 "BASE_URL": "https://news.example.org",
             },
             capture_output=True,
