@@ -46,8 +46,9 @@ LOOKS = 12
 PATIENCE = timedelta(seconds=2)
 AT_ONCE = 10_000
 WAITING = [DeliveryStatus.QUEUED, DeliveryStatus.DEFERRED]
-# In so many words, or SQLite does not see that the partial index delivery_waiting holds them all.
-IN_WAITING = "status IN ('queued', 'deferred')"
+# In so many words, and with the condition of the partial index delivery_open, or SQLite does not
+# see that it holds them all.
+IN_WAITING = "is_open AND status IN ('queued', 'deferred')"
 
 
 # ---------------------------------------------------------------------------------- which group

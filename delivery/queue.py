@@ -35,7 +35,7 @@ from delivery import guard_rails, unclassified
 from delivery.groups import Held
 from delivery.leases import Lease
 from delivery.message_ids import assigned_id, note_assigned
-from delivery.models import Attempt, Delivery, ProviderState, SuppressionDue, WorkerLease
+from delivery.models import Attempt, Claim, Delivery, ProviderState, SuppressionDue, WorkerLease
 from delivery.outcomes import Outcome, Phase
 from delivery.settlement import Settlement
 from delivery.states import WAITING, DeliveryStatus
@@ -190,6 +190,12 @@ def claim(
         tally = Tally(lease.slot + 1)
         _move_waiting(unwanted, _S.SUPPRESSED, lease, now, tally)
         _move_waiting(stay, _S.CLAIMED, lease, now, tally)
+        if stay:
+            _forget_claims(lease.claim_key)
+            ids = [claimed.id for claimed, _status in stay]
+            Claim.objects.create(
+                claim_key=lease.claim_key, provider=lease.provider, delivery_ids=json.dumps(ids)
+            )
         tally.write()
     return [claimed for claimed, _status in stay]
 
@@ -208,7 +214,7 @@ def _by_priority(campaign_ids: Sequence[int]) -> list[list[int]]:
 
 
 # In SQL, not by the ORM: compiling this query takes as long as running it for a hundred letters.
-# Ordered as the partial index delivery_waiting is: ordering by id would walk the primary key over
+# Ordered as the partial index delivery_open is: ordering by id would walk the primary key over
 # every finished letter. Sub-queries for one row each, not EXISTS: PostgreSQL would read the whole
 # table of subscriptions into a hash table for each claim.
 _DUE = f"""
@@ -227,7 +233,7 @@ _DUE = f"""
       FROM {Delivery._meta.db_table} d
       LEFT JOIN {Subscriber._meta.db_table} s ON s.id = d.subscriber_id
       LEFT JOIN {MailingList._meta.db_table} l ON l.id = d.mailing_list_id
-     WHERE {{which}} AND d.status IN ('{_S.QUEUED.value}', '{_S.DEFERRED.value}')
+     WHERE {{which}} AND d.is_open AND d.status IN ('{_S.QUEUED.value}', '{_S.DEFERRED.value}')
        AND d.due_at <= %s
      ORDER BY d.campaign_id, d.due_at, d.id
      LIMIT %s
@@ -302,7 +308,7 @@ def _move_waiting(
 def next_due(campaign_ids: Sequence[int], names: Sequence[str]) -> datetime | None:
     """When the next waiting letter of these campaigns, or test letter for a provider of these
     names, is due; None without one."""
-    waiting = Delivery.objects.filter(status__in=[_S.QUEUED, _S.DEFERRED])
+    waiting = Delivery.objects.filter(is_open=True, status__in=[_S.QUEUED, _S.DEFERRED])
     moments = [
         waiting.filter(campaign_id=campaign_id, is_test=False).aggregate(due=Min("due_at"))["due"]
         for campaign_id in campaign_ids
@@ -399,7 +405,7 @@ def _hand_over(
     rows = _update_returning(
         f"status = '{_S.SENDING.value}', handed_over_at = %s, provider = %s",
         [now, lease.provider],
-        f"{_is(_S.CLAIMED)} AND claim_key = %s AND {_among('id', ids)}"
+        f"status = '{_S.CLAIMED.value}' AND claim_key = %s AND {_among('id', ids)}"
         f" AND {_MAY_LEAVE.format(provider='%s', now='%s', groups_held='%s')}",
         [lease.claim_key, lease.provider, now, groups_held],
     )
@@ -469,7 +475,7 @@ def _write_sent(
             f"UPDATE {table} SET {_SENT.format(now='%s')}"
             f" FROM {_ROWS_OF[connection.vendor].format(outcomes='%s')} AS v"
             f" WHERE {table}.id = v.id AND {table}.claim_key = %s"
-            f" AND {_is(source, table)}"
+            f" AND {table}.status = '{source.value}'"
             f" RETURNING {table}.id, {table}.campaign_id, {table}.is_test",
             [_as_parameter(now), _as_json(sent), lease.claim_key],
         )
@@ -555,6 +561,8 @@ def release(lease: Lease, ids: Sequence[int] | None = None) -> int:
     """CLAIMED -> QUEUED for what this lease holds and has not handed over; how many."""
     with transaction.atomic():
         tally = Tally(lease.slot + 1)
+        if ids is None:
+            ids = _claimed_under(lease.claim_key)
         released = _give_up_claims(lease.claim_key, ids, tally)
         tally.write()
     return released
@@ -562,9 +570,21 @@ def release(lease: Lease, ids: Sequence[int] | None = None) -> int:
 
 def holds(claim_key: int) -> bool:
     """Whether any letter is still claimed or on its way under this key."""
-    return Delivery.objects.filter(
-        claim_key=claim_key, status__in=[_S.CLAIMED, _S.SENDING]
-    ).exists()
+    with transaction.atomic():
+        _forget_claims(claim_key)
+        return Claim.objects.filter(claim_key=claim_key).exists()
+
+
+def _claimed_under(claim_key: int) -> list[int]:
+    """What was claimed under a key; some of it may be settled, or in other hands, meanwhile."""
+    claims = Claim.objects.filter(claim_key=claim_key).values_list("delivery_ids", flat=True)
+    return [delivery_id for ids in claims for delivery_id in json.loads(ids)]
+
+
+def _forget_claims(claim_key: int) -> None:
+    """Those of which nothing is in hand any more."""
+    with connection.cursor() as cursor:
+        cursor.execute(_FORGET[connection.vendor], [claim_key])
 
 
 # ---------------------------------------------------------------------------------- after a crash
@@ -573,22 +593,22 @@ def holds(claim_key: int) -> bool:
 def without_a_place() -> list[Lease]:
     """Who holds letters and no place any more: a worker that was frozen, taken for dead, claimed
     once more under its old key when it woke, and died before it noticed."""
-    with connection.cursor() as cursor:
-        # In SQL: SQLite uses a partial index only where it reads the states themselves.
-        cursor.execute(
-            f"SELECT claim_key, MAX(provider) FROM {Delivery._meta.db_table}"
-            f" WHERE status IN ('{_S.CLAIMED.value}', '{_S.SENDING.value}')"
-            f" AND claim_key NOT IN (SELECT claim_key FROM {WorkerLease._meta.db_table}"
-            " WHERE claim_key IS NOT NULL) GROUP BY claim_key"
-        )
-        rows = cursor.fetchall()
+    places = WorkerLease.objects.filter(claim_key__isnull=False).values("claim_key")
+    strays = Claim.objects.exclude(claim_key__in=places).order_by("claim_key")
+    rows = strays.values_list("claim_key", "provider").distinct()
     # Their moves are counted on the common shard.
-    return [Lease(provider, COMMON_SHARD - 1, key, "without a place") for key, provider in rows]
+    return [
+        Lease(provider, COMMON_SHARD - 1, key, "without a place")
+        for key, provider in list(rows)
+        if holds(key)
+    ]
 
 
 def sending(lease: Lease) -> list[Claimed]:
     """What a worker had handed over and not settled; without the readers' fields."""
-    rows = Delivery.objects.filter(claim_key=lease.claim_key, status=_S.SENDING).values(
+    rows = Delivery.objects.filter(
+        pk__in=_claimed_under(lease.claim_key), claim_key=lease.claim_key, status=_S.SENDING
+    ).values(
         "id", "campaign_id", "edition_id", "subscriber_id", "rcpt_to", "is_test", "attempts",
         "queued_at",
     )  # fmt: skip
@@ -627,10 +647,13 @@ def doubt(lease: Lease, now: datetime) -> int:
     evidence (settle).
     """
     text = "The worker was lost while the letter was being handed over."
+    ids = _claimed_under(lease.claim_key)
+    if not ids:
+        return 0
     doubtful = _update_returning(
         "status = %s, settled_at = %s, reply = %s, attempts = attempts + 1",
         [_S.UNCONFIRMED, now, text],
-        "status = %s AND claim_key = %s",
+        f"status = %s AND claim_key = %s AND {_among('id', ids)}",
         [_S.SENDING, lease.claim_key],
     )
     tally = Tally(lease.slot + 1)
@@ -658,14 +681,13 @@ def release_claims(lease: Lease) -> int:
     return release(lease)
 
 
-def _give_up_claims(claim_key: int, ids: Sequence[int] | None, tally: Tally) -> int:
-    if ids is not None and not ids:
+def _give_up_claims(claim_key: int, ids: Sequence[int], tally: Tally) -> int:
+    if not ids:
         return 0
     released = _update_returning(
         f"status = '{_S.QUEUED.value}', claim_key = NULL",
         [],
-        f"status = '{_S.CLAIMED.value}' AND claim_key = %s"
-        + (f" AND {_among('id', ids)}" if ids else ""),
+        f"status = '{_S.CLAIMED.value}' AND claim_key = %s AND {_among('id', ids)}",
         [claim_key],
     )
     tally.moved(released, _S.CLAIMED, _S.QUEUED)
@@ -680,7 +702,10 @@ def cancel_waiting(campaign_id: int, size: int, now: datetime) -> int:
     with transaction.atomic():
         rows = list(
             Delivery.objects.filter(
-                campaign_id=campaign_id, is_test=False, status__in=[_S.QUEUED, _S.DEFERRED]
+                campaign_id=campaign_id,
+                is_test=False,
+                is_open=True,
+                status__in=[_S.QUEUED, _S.DEFERRED],
             )
             .order_by("campaign_id", "due_at", "id")
             .select_for_update(skip_locked=True)
@@ -779,16 +804,6 @@ def counted(campaign_id: int) -> dict[str, int]:
 # ---------------------------------------------------------------------------------- SQL
 
 
-def _is(status: DeliveryStatus, table: str = Delivery._meta.db_table) -> str:
-    """A condition for rows that are sought by their ids.
-
-    An expression, which no partial index answers. PostgreSQL believes the index of the rows in hand
-    to be empty, as it was when the table was analysed, and would walk through all that the worker
-    holds, and held since the last vacuum, for each wave.
-    """
-    return f"{table}.status || '' = '{status.value}'"
-
-
 # One parameter for the outcomes of a wave: unlike arrays both databases read it, and neither driver
 # has to walk through it.
 _SENT = (
@@ -817,6 +832,19 @@ _ROWS_OF = {
 }
 
 
+_HELD_IDS = {
+    "postgresql": "SELECT CAST(value AS bigint)"
+    " FROM jsonb_array_elements_text(CAST(c.delivery_ids AS jsonb))",
+    "sqlite": "SELECT value FROM json_each(c.delivery_ids)",
+}
+_FORGET = {
+    vendor: f"DELETE FROM {Claim._meta.db_table} AS c WHERE c.claim_key = %s AND NOT EXISTS ("
+    f"SELECT 1 FROM {Delivery._meta.db_table} d WHERE d.id IN ({ids})"
+    " AND d.claim_key = c.claim_key AND d.is_open)"
+    for vendor, ids in _HELD_IDS.items()
+}
+
+
 # A letter may leave: its campaign is still sending, and no other worker closed the provider, or
 # found that a group of domains wants to be left alone: then all are claimed anew, without it.
 _MAY_LEAVE = (
@@ -835,12 +863,12 @@ _EXCHANGE = f"""
     WITH sent AS (
         UPDATE {Delivery._meta.db_table} d SET {_SENT.format(now="%(now)s")}
           FROM {_ROWS_OF["postgresql"].format(outcomes="%(outcomes)s")} AS v
-         WHERE d.id = v.id AND d.claim_key = %(key)s AND {_is(_S.SENDING, "d")}
+         WHERE d.id = v.id AND d.claim_key = %(key)s AND d.status = '{_S.SENDING.value}'
         RETURNING d.id, d.campaign_id, d.is_test
     ), noted AS (
         UPDATE {Delivery._meta.db_table}
            SET status = '{_S.SENDING.value}', handed_over_at = %(now)s, provider = %(provider)s
-         WHERE id IN ({{wave}}) AND {_is(_S.CLAIMED)} AND claim_key = %(key)s
+         WHERE id IN ({{wave}}) AND status = '{_S.CLAIMED.value}' AND claim_key = %(key)s
            AND {_MAY_LEAVE_BY_NAME}
         RETURNING id, campaign_id, is_test
     ), moves AS (

@@ -24,6 +24,8 @@ WAITING = frozenset({DeliveryStatus.QUEUED, DeliveryStatus.DEFERRED})
 IN_HAND = frozenset({DeliveryStatus.CLAIMED, DeliveryStatus.SENDING})
 # What a campaign may finish with. SENT may still become BOUNCED; UNCONFIRMED may be resolved.
 FINAL = frozenset(set(DeliveryStatus) - WAITING - IN_HAND)
+# Final states that are not the normal case.
+UNUSUAL = FINAL - {DeliveryStatus.SENT}
 
 _S = DeliveryStatus
 MOVES: dict[DeliveryStatus, frozenset[DeliveryStatus]] = {

@@ -16,6 +16,15 @@ class Migration(migrations.Migration):
 
     operations = [
         migrations.CreateModel(
+            name='Claim',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('claim_key', models.BigIntegerField(db_index=True)),
+                ('provider', models.CharField(max_length=60)),
+                ('delivery_ids', models.TextField()),
+            ],
+        ),
+        migrations.CreateModel(
             name='ConnectionPool',
             fields=[
                 ('scope', models.CharField(max_length=200, primary_key=True, serialize=False)),
@@ -128,6 +137,8 @@ class Migration(migrations.Migration):
                 ('code', models.PositiveSmallIntegerField(null=True, verbose_name='code')),
                 ('reply', models.TextField(blank=True, verbose_name='last reply')),
                 ('queued_at', models.DateTimeField(verbose_name='queued')),
+                ('is_open', models.GeneratedField(db_persist=True, expression=models.Q(('status__in', ['claimed', 'deferred', 'queued', 'sending'])), output_field=models.BooleanField())),
+                ('unusual', models.GeneratedField(db_persist=True, expression=models.Case(models.When(status__in=['bounced', 'cancelled', 'expired', 'rejected', 'suppressed', 'unconfirmed'], then=models.F('status')), default=None), output_field=models.CharField(max_length=11, null=True))),
                 ('campaign', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='deliveries', to='campaigns.campaign')),
                 ('edition', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='campaigns.edition')),
                 ('mailing_list', models.ForeignKey(db_index=False, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='campaigns.mailinglist')),
@@ -316,15 +327,11 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='delivery',
-            index=models.Index(condition=models.Q(('status__in', ['queued', 'deferred'])), fields=['campaign', 'due_at', 'id'], name='delivery_waiting'),
+            index=models.Index(condition=models.Q(('is_open', True)), fields=['campaign', 'due_at', 'id'], name='delivery_open'),
         ),
         migrations.AddIndex(
             model_name='delivery',
-            index=models.Index(condition=models.Q(('status__in', ['claimed', 'sending'])), fields=['claim_key'], name='delivery_in_hand'),
-        ),
-        migrations.AddIndex(
-            model_name='delivery',
-            index=models.Index(condition=models.Q(('status__in', ['unconfirmed', 'rejected', 'expired', 'bounced', 'suppressed', 'cancelled'])), fields=['campaign', 'status', 'id'], name='delivery_unusual'),
+            index=models.Index(condition=models.Q(('unusual__isnull', False)), fields=['campaign', 'unusual', 'id'], name='delivery_unusual'),
         ),
         migrations.AddIndex(
             model_name='delivery',

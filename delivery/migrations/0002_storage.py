@@ -1,7 +1,7 @@
-"""How PostgreSQL keeps the queue: room for three moves a letter, and a vacuum that comes in time.
+"""How PostgreSQL keeps the queue: room for the moves of a letter, and a vacuum that comes in time.
 
-Every move changes ``status``, which the partial indexes look at, so no move is a HOT update: each
-leaves a dead row. With a fillfactor of 70 most new versions find room on the same page, where the
+Claimed and noted are HOT updates: they change no column that an index holds or looks at (is_open,
+unusual), and find room for both new versions on the same page with a fillfactor of 50, where the
 dead ones are pruned without a vacuum (benchmarks/claim.py --fillfactors 100 85 70 50). The default
 autovacuum waits until a fifth of the table is dead: half a million rows in a campaign of a million,
 through which index scans walk. Here it begins after 20,000 and a fiftieth.
@@ -10,7 +10,7 @@ through which index scans walk. Here it begins after 20,000 and a fiftieth.
 from django.db import migrations
 
 STORAGE = {
-    "fillfactor": 70,
+    "fillfactor": 50,
     "autovacuum_vacuum_scale_factor": 0.02,
     "autovacuum_vacuum_threshold": 20_000,
     "autovacuum_analyze_scale_factor": 0.05,

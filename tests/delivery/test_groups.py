@@ -349,7 +349,7 @@ def test_a_look_for_free_letters_walks_along_the_index_of_waiting_letters(start,
         prefix = "EXPLAIN" if connection.vendor == "postgresql" else "EXPLAIN QUERY PLAN"
         cursor.execute(f"{prefix} {queries[0]['sql']}")
         plan = " ".join(str(column) for row in cursor.fetchall() for column in row)
-    assert "delivery_waiting" in plan
+    assert "delivery_open" in plan
     assert "TEMP B-TREE" not in plan
 
 
