@@ -192,10 +192,7 @@ def claim(
         _move_waiting(stay, _S.CLAIMED, lease, now, tally)
         if stay:
             _forget_claims(lease.claim_key)
-            ids = [claimed.id for claimed, _status in stay]
-            Claim.objects.create(
-                claim_key=lease.claim_key, provider=lease.provider, delivery_ids=json.dumps(ids)
-            )
+            _note_claim(lease, [claimed.id for claimed, _status in stay])
         tally.write()
     return [claimed for claimed, _status in stay]
 
@@ -581,6 +578,16 @@ def _claimed_under(claim_key: int) -> list[int]:
     return [delivery_id for ids in claims for delivery_id in json.loads(ids)]
 
 
+def _note_claim(lease: Lease, ids: Sequence[int]) -> None:
+    """The last letter first: it is the last to leave, and _forget_claims finds it at once."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"INSERT INTO {Claim._meta.db_table} (claim_key, provider, delivery_ids)"
+            " VALUES (%s, %s, %s)",
+            [lease.claim_key, lease.provider, json.dumps(ids[::-1])],
+        )
+
+
 def _forget_claims(claim_key: int) -> None:
     """Those of which nothing is in hand any more."""
     with connection.cursor() as cursor:
@@ -832,16 +839,16 @@ _ROWS_OF = {
 }
 
 
-_HELD_IDS = {
-    "postgresql": "SELECT CAST(value AS bigint)"
-    " FROM jsonb_array_elements_text(CAST(c.delivery_ids AS jsonb))",
-    "sqlite": "SELECT value FROM json_each(c.delivery_ids)",
-}
+# A sub-query for each letter, as in _DUE: PostgreSQL would read the whole table for an EXISTS.
 _FORGET = {
-    vendor: f"DELETE FROM {Claim._meta.db_table} AS c WHERE c.claim_key = %s AND NOT EXISTS ("
-    f"SELECT 1 FROM {Delivery._meta.db_table} d WHERE d.id IN ({ids})"
-    " AND d.claim_key = c.claim_key AND d.is_open)"
-    for vendor, ids in _HELD_IDS.items()
+    vendor: f"DELETE FROM {Claim._meta.db_table} AS c WHERE c.claim_key = %s"
+    f" AND NOT EXISTS (SELECT 1 FROM {elements} AS one"
+    f" WHERE (SELECT d.is_open AND d.claim_key = c.claim_key FROM {Delivery._meta.db_table} d"
+    " WHERE d.id = CAST(one.value AS bigint)))"
+    for vendor, elements in (
+        ("postgresql", "jsonb_array_elements_text(CAST(c.delivery_ids AS jsonb))"),
+        ("sqlite", "json_each(c.delivery_ids)"),
+    )
 }
 
 
