@@ -100,12 +100,12 @@ def make_letters(count: int) -> list[int]:
 
 def write_mails(maildir: Path, letters: list[int]) -> None:
     from campaigns.conf import campaign_settings
-    from campaigns.tokens import Purpose, TokenSigner
+    from campaigns.tokens import Purpose
     from delivery.conf import delivery_settings
 
     for name in ("cur", "new", "tmp"):
         (maildir / name).mkdir(parents=True)
-    signer = TokenSigner(campaign_settings().token_keys)
+    signer = campaign_settings().signer
     for number, letter in enumerate(letters):
         raw = REPORT.format(
             return_path=delivery_settings().return_path.format(

@@ -17,7 +17,7 @@ from enum import StrEnum
 from bounces.envelope import tokens_in
 from bounces.report import ComplaintReport, Report
 from campaigns.conf import campaign_settings
-from campaigns.tokens import Purpose, TokenSigner
+from campaigns.tokens import Purpose
 from delivery.message_ids import deliveries_of
 from delivery.models import Delivery
 from delivery.states import FINAL, DeliveryStatus
@@ -101,7 +101,7 @@ def named_letter(tokens: Iterable[str], reports: Iterable[Report]) -> int | Find
 
     A return path of ours with a wrong token ends the search: somebody is trying.
     """
-    signer = TokenSigner(campaign_settings().token_keys)
+    signer = campaign_settings().signer
     genuine = True
     for token in tokens:
         numbers = signer.read(Purpose.RETURN_PATH, token)

@@ -9,19 +9,22 @@ from typing import Any
 from django.conf import settings
 from django.core.signals import setting_changed
 
+from campaigns.tokens import TokenSigner
+
 
 @dataclass(frozen=True, slots=True)
 class CampaignSettings:
     """What letters need to know of this installation.
 
-    ``token_keys`` maps key numbers 0..255 to secrets: the highest number signs, all verify.
+    ``signer`` holds the TOKEN_KEYS, key numbers 0..255 to secrets: the highest one signs, all
+    verify.
     """
 
     base_url: str
     list_id_domain: str
     message_id_domain: str
     sender_id: str
-    token_keys: dict[int, bytes] = field(repr=False)
+    signer: TokenSigner = field(repr=False)
     largest_import_bytes: int
 
 
@@ -35,7 +38,7 @@ def campaign_settings() -> CampaignSettings:
         list_id_domain=raw.get("LIST_ID_DOMAIN", "localhost"),
         message_id_domain=raw.get("MESSAGE_ID_DOMAIN", "localhost"),
         sender_id=raw.get("SENDER_ID", "pennypost"),
-        token_keys={number: str(key).encode() for number, key in keys.items()},
+        signer=TokenSigner({number: str(key).encode() for number, key in keys.items()}),
         largest_import_bytes=int(raw.get("LARGEST_IMPORT_MB", 200)) * 1024 * 1024,
     )
 

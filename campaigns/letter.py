@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from typing import NamedTuple
 
 from campaigns.conf import campaign_settings
 from campaigns.header_fields import (
@@ -42,8 +43,7 @@ BUILT_IN = {
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
-@dataclass(frozen=True, slots=True)
-class Addressee:
+class Addressee(NamedTuple):
     """What a letter needs to know of one reader.
 
     ``list_name`` and ``list_label``: the list through which the reader was chosen; empty for a

@@ -16,7 +16,7 @@ import binascii
 import hashlib
 import hmac
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
 from itertools import product
@@ -49,18 +49,20 @@ class TokenSigner:
     """Makes and reads tokens. ``keys``: key number (0..255) to secret; the highest one signs."""
 
     keys: Mapping[int, bytes]
+    _kept: dict[Purpose, tuple[int, int, Hash, Hash]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def sign(self, purpose: Purpose, *numbers: int) -> str:
         """The token for these numbers. OverflowError when one does not fit its width."""
-        key = max(self.keys)
-        payload, octets = key, 1
+        key, octets, inner, outer = self._ready(purpose)
+        payload = key
         for number, width in zip(numbers, WIDTHS[purpose], strict=True):
             if number >> 8 * width:
                 raise OverflowError(f"{number} needs more than {width} octets")
             payload = payload << 8 * width | number
-            octets += width
         body = payload.to_bytes(octets, "big")
-        return _base32(body + self._mac(purpose, key, body))
+        return _base32(body + _mac(inner, outer, body))
 
     def read(self, purpose: Purpose, token: str) -> tuple[int, ...] | None:
         """The numbers of a genuine token for this purpose; None for anything else.
@@ -81,7 +83,7 @@ class TokenSigner:
         body, mac = raw[:-MAC_OCTETS], raw[-MAC_OCTETS:]
         if body[0] not in self.keys:
             return None
-        if not hmac.compare_digest(mac, self._mac(purpose, body[0], body)):
+        if not hmac.compare_digest(mac, _mac(*_begun(self.keys[body[0]], purpose), body)):
             return None
         numbers, at = [], 1
         for width in widths:
@@ -89,12 +91,14 @@ class TokenSigner:
             at += width
         return tuple(numbers)
 
-    def _mac(self, purpose: Purpose, number: int, body: bytes) -> bytes:
-        inner, outer = _begun(self.keys[number], purpose)
-        inner, outer = inner.copy(), outer.copy()
-        inner.update(body)
-        outer.update(inner.digest())
-        return outer.digest()[:MAC_OCTETS]
+    def _ready(self, purpose: Purpose) -> tuple[int, int, Hash, Hash]:
+        """The key that signs, the octets of a body, and its HMAC begun; kept for the next token."""
+        ready = self._kept.get(purpose)
+        if ready is None:
+            key = max(self.keys)
+            octets = 1 + sum(WIDTHS[purpose])
+            ready = self._kept[purpose] = (key, octets, *_begun(self.keys[key], purpose))
+        return ready
 
 
 @lru_cache(maxsize=64)
@@ -107,6 +111,13 @@ def _begun(key: bytes, purpose: Purpose) -> tuple[Hash, Hash]:
         hashlib.sha256(bytes(octet ^ 0x36 for octet in derived)),
         hashlib.sha256(bytes(octet ^ 0x5C for octet in derived)),
     )
+
+
+def _mac(inner: Hash, outer: Hash, body: bytes) -> bytes:
+    inner, outer = inner.copy(), outer.copy()
+    inner.update(body)
+    outer.update(inner.digest())
+    return outer.digest()[:MAC_OCTETS]
 
 
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"

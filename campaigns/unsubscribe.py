@@ -23,7 +23,7 @@ from campaigns.conf import campaign_settings
 from campaigns.models import MailingList, Subscriber, Subscription, SubscriptionEvent
 from campaigns.signals import unsubscribed
 from campaigns.states import SubscriptionStatus
-from campaigns.tokens import Purpose, TokenSigner
+from campaigns.tokens import Purpose
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +44,7 @@ def unsubscribe_url(campaign_id: int, subscriber_id: int) -> str:
     At most 75 characters when the base URL has at most 43: beyond 77 in angle brackets,
     e-mail libraries on the way write encoded words, which one-click does not survive.
     """
-    # A signer is a view of the settings' keys and costs nothing to make; only those are cached.
-    token = _signer().sign(Purpose.UNSUBSCRIBE, campaign_id, subscriber_id)
+    token = campaign_settings().signer.sign(Purpose.UNSUBSCRIBE, campaign_id, subscriber_id)
     return f"{campaign_settings().base_url}/u/{token}"
 
 
@@ -72,7 +71,7 @@ class Unsubscribed:
 
 def read_link(token: str) -> Link | None:
     """The link behind a token; None for every other string. Asks no database."""
-    numbers = _signer().read(Purpose.UNSUBSCRIBE, token)
+    numbers = campaign_settings().signer.read(Purpose.UNSUBSCRIBE, token)
     return Link(*numbers) if numbers is not None else None
 
 
@@ -168,7 +167,3 @@ def _move_all(
         for subscription in subscriptions
         if subscription.move(status, source=source, campaign_id=link.campaign_id)
     ]
-
-
-def _signer() -> TokenSigner:
-    return TokenSigner(campaign_settings().token_keys)

@@ -12,7 +12,7 @@ from django.db import DatabaseError
 from campaigns.conf import campaign_settings
 from campaigns.letter import Addressee, Letter, LetterError, letter_of
 from campaigns.models import Edition
-from campaigns.tokens import Purpose, TokenSigner
+from campaigns.tokens import Purpose
 from campaigns.unsubscribe import unsubscribe_url
 from delivery.conf import delivery_settings
 from delivery.message import Envelope, OutgoingMessage
@@ -77,7 +77,7 @@ def envelope_of(delivery_id: int, rcpt_to: str, from_email: str) -> Envelope:
     """The envelope of a delivery: a return path of its own (VERP), or the author's address where
     the settings name none."""
     pattern = delivery_settings().return_path
-    token = TokenSigner(campaign_settings().token_keys).sign(Purpose.RETURN_PATH, delivery_id)
+    token = campaign_settings().signer.sign(Purpose.RETURN_PATH, delivery_id)
     return Envelope(pattern.replace("{token}", token) if pattern else from_email, rcpt_to)
 
 
@@ -85,7 +85,7 @@ def message_id_of(delivery_id: int, campaign_id: int) -> str:
     """The Message-ID of a delivery, with angle brackets: the same at every attempt, so that a
     reader's server may recognise a second copy; another one for every reader (Gmail 4.7.28)."""
     settings = campaign_settings()
-    token = TokenSigner(settings.token_keys).sign(Purpose.MESSAGE_ID, delivery_id)
+    token = settings.signer.sign(Purpose.MESSAGE_ID, delivery_id)
     return f"<{token}.{campaign_id}@{settings.message_id_domain}>"
 
 

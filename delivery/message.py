@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """RFC 5321 section 2.3.1: the reverse path and the one forward path. Never shown to readers."""
 
     mail_from: str
     rcpt_to: str
 
 
-@dataclass(frozen=True, slots=True)
-class OutgoingMessage:
+class OutgoingMessage(NamedTuple):
     """One letter to one reader.
 
     ``content`` is the whole RFC 5322 message: CRLF line ends only, ends with CRLF, no line over

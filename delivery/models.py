@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.conf import settings
 from django.db import models
-from django.db.models import Case, F, Q, When
+from django.db.models import Case, F, Q, Value, When
 from django.utils.translation import gettext_lazy as _
 
 from campaigns.models import Campaign, Edition, MailingList, Subscriber
@@ -55,7 +55,9 @@ class Delivery(models.Model):
     # index is a HOT update on PostgreSQL, and of the three moves of a usual letter only the last
     # one changes either of these.
     is_open = models.GeneratedField(
-        expression=Q(status__in=sorted(WAITING | IN_HAND)),
+        expression=Case(
+            When(status__in=sorted(WAITING | IN_HAND), then=Value(True)), default=Value(False)
+        ),
         output_field=models.BooleanField(),
         db_persist=True,
     )
@@ -121,6 +123,9 @@ class Claim(models.Model):
     provider = models.CharField(max_length=60)
     # A JSON list: both databases read it.
     delivery_ids = models.TextField()
+
+    def __str__(self) -> str:
+        return f"{self.claim_key}: {self.delivery_ids}"
 
 
 class AssignedMessageId(models.Model):

@@ -137,7 +137,7 @@ class Migration(migrations.Migration):
                 ('code', models.PositiveSmallIntegerField(null=True, verbose_name='code')),
                 ('reply', models.TextField(blank=True, verbose_name='last reply')),
                 ('queued_at', models.DateTimeField(verbose_name='queued')),
-                ('is_open', models.GeneratedField(db_persist=True, expression=models.Q(('status__in', ['claimed', 'deferred', 'queued', 'sending'])), output_field=models.BooleanField())),
+                ('is_open', models.GeneratedField(db_persist=True, expression=models.Case(models.When(status__in=['claimed', 'deferred', 'queued', 'sending'], then=models.Value(True)), default=models.Value(False)), output_field=models.BooleanField())),
                 ('unusual', models.GeneratedField(db_persist=True, expression=models.Case(models.When(status__in=['bounced', 'cancelled', 'expired', 'rejected', 'suppressed', 'unconfirmed'], then=models.F('status')), default=None), output_field=models.CharField(max_length=11, null=True))),
                 ('campaign', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='deliveries', to='campaigns.campaign')),
                 ('edition', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='campaigns.edition')),

@@ -87,7 +87,7 @@ def token(purpose: Purpose, delivery_id: int, key: str = "a secret for the tests
 
 
 def return_path(delivery: Delivery) -> str:
-    assert campaign_settings().token_keys == {1: b"a secret for the tests"}
+    assert campaign_settings().signer.keys == {1: b"a secret for the tests"}
     return f"bounce+{token(Purpose.RETURN_PATH, delivery.pk)}@bounces.example.org"
 
 

@@ -184,7 +184,7 @@ def test_every_unknown_token_gets_the_same_answer(wire: Wire) -> None:
         damaged,
         foreign_key.sign(Purpose.UNSUBSCRIBE, reader.campaign.pk, reader.subscriber.pk),
         # Genuine, but for another purpose.
-        TokenSigner(campaign_settings().token_keys).sign(Purpose.RETURN_PATH, reader.campaign.pk),
+        campaign_settings().signer.sign(Purpose.RETURN_PATH, reader.campaign.pk),
         erased,
     ]
     answers = [wire.ask("GET", f"/u/{token}") for token in tokens]
@@ -308,7 +308,7 @@ def test_the_link_ends_all_lists_of_its_campaign_and_no_other(reader: Reader) ->
 
 
 def test_a_token_of_another_purpose_unsubscribes_nobody(reader: Reader) -> None:
-    signer = TokenSigner(campaign_settings().token_keys)
+    signer = campaign_settings().signer
     for purpose in (Purpose.RETURN_PATH, Purpose.MESSAGE_ID):
         assert unsubscribe(signer.sign(purpose, 1), source="test") is None
     assert reader.on() == {"weekly", "offers", "other"}
