@@ -31,19 +31,14 @@ from django.db.models.expressions import OrderBy
 
 from campaigns.models import Campaign, CampaignTotals
 from delivery.groups import IN_WAITING
-from delivery.models import Delivery
-from delivery.states import FINAL, WAITING, DeliveryStatus
+from delivery.models import Claim, Delivery
+from delivery.states import IN_HAND, UNUSUAL, WAITING, DeliveryStatus
 
 # A search that finds more is no search: it is shown as "at least so many".
 COUNTED_AT_MOST = 1_000
-# The states of most letters. The others have indexes of their own (delivery_unusual,
-# delivery_in_hand), by which few letters are found among many.
+# The states of most letters. The others are found among many: the index delivery_unusual holds
+# them, or the workers' claims name them.
 COMMON = WAITING | {DeliveryStatus.SENT}
-UNUSUAL = FINAL - {DeliveryStatus.SENT}
-# As the index says it, and see IN_WAITING for why in so many words.
-IN_UNUSUAL = (
-    "status IN ('unconfirmed', 'rejected', 'expired', 'bounced', 'suppressed', 'cancelled')"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +84,14 @@ class Selection:
         letters = Delivery.objects.filter(is_test=self.is_test)
         if self.campaign_id is not None:
             letters = letters.filter(campaign_id=self.campaign_id)
-        if self.status is not None:
+        if self.status in UNUSUAL:
+            letters = letters.filter(unusual=self.status)
+        elif self.status is not None:
             letters = letters.filter(status=self.status)
         if self.status in WAITING:
             letters = letters.extra(where=[IN_WAITING])
-        if self.status in UNUSUAL:
-            letters = letters.extra(where=[IN_UNUSUAL])
+        elif self.status in IN_HAND:
+            letters = letters.filter(pk__in=Claim.letters())
         return letters.filter(self.searched()) if self.search else letters
 
     def searched(self) -> Q:
@@ -128,7 +125,7 @@ class Selection:
         if self.is_by_reader:
             return ["subscriber_id", "id"]
         if self.status in WAITING:
-            # delivery_waiting: the next to leave comes first.
+            # delivery_open: the next to leave comes first.
             return ["due_at", "id"]
         return ["-id"]
 

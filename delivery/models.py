@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from django.conf import settings
 from django.db import models
 from django.db.models import Case, F, Q, Value, When
@@ -126,6 +128,13 @@ class Claim(models.Model):
 
     def __str__(self) -> str:
         return f"{self.claim_key}: {self.delivery_ids}"
+
+    @classmethod
+    def letters(cls, **conditions: int) -> list[int]:
+        """The ids of all letters of these claims; some of them may be in other hands, or in
+        nobody's, meanwhile."""
+        claims = cls.objects.filter(**conditions).values_list("delivery_ids", flat=True)
+        return [delivery_id for ids in claims for delivery_id in json.loads(ids)]
 
 
 class AssignedMessageId(models.Model):

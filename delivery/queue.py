@@ -559,7 +559,7 @@ def release(lease: Lease, ids: Sequence[int] | None = None) -> int:
     with transaction.atomic():
         tally = Tally(lease.slot + 1)
         if ids is None:
-            ids = _claimed_under(lease.claim_key)
+            ids = Claim.letters(claim_key=lease.claim_key)
         released = _give_up_claims(lease.claim_key, ids, tally)
         tally.write()
     return released
@@ -570,12 +570,6 @@ def holds(claim_key: int) -> bool:
     with transaction.atomic():
         _forget_claims(claim_key)
         return Claim.objects.filter(claim_key=claim_key).exists()
-
-
-def _claimed_under(claim_key: int) -> list[int]:
-    """What was claimed under a key; some of it may be settled, or in other hands, meanwhile."""
-    claims = Claim.objects.filter(claim_key=claim_key).values_list("delivery_ids", flat=True)
-    return [delivery_id for ids in claims for delivery_id in json.loads(ids)]
 
 
 def _note_claim(lease: Lease, ids: Sequence[int]) -> None:
@@ -613,9 +607,8 @@ def without_a_place() -> list[Lease]:
 
 def sending(lease: Lease) -> list[Claimed]:
     """What a worker had handed over and not settled; without the readers' fields."""
-    rows = Delivery.objects.filter(
-        pk__in=_claimed_under(lease.claim_key), claim_key=lease.claim_key, status=_S.SENDING
-    ).values(
+    claimed = Delivery.objects.filter(pk__in=Claim.letters(claim_key=lease.claim_key))
+    rows = claimed.filter(claim_key=lease.claim_key, status=_S.SENDING).values(
         "id", "campaign_id", "edition_id", "subscriber_id", "rcpt_to", "is_test", "attempts",
         "queued_at",
     )  # fmt: skip
@@ -654,7 +647,7 @@ def doubt(lease: Lease, now: datetime) -> int:
     evidence (settle).
     """
     text = "The worker was lost while the letter was being handed over."
-    ids = _claimed_under(lease.claim_key)
+    ids = Claim.letters(claim_key=lease.claim_key)
     if not ids:
         return 0
     doubtful = _update_returning(

@@ -15,7 +15,7 @@ from django.test.utils import CaptureQueriesContext
 from campaigns.models import Campaign, CampaignTotals, Subscriber
 from delivery import listing
 from delivery.listing import Selection, pages_of
-from delivery.models import Delivery
+from delivery.models import Claim, Delivery
 from tests.delivery.rows import a_campaign, a_letter, a_reader
 
 pytestmark = pytest.mark.django_db
@@ -52,6 +52,8 @@ def four_campaigns(now: datetime) -> list[Campaign]:
         a_letter(campaign, f"boss-of-{campaign.name}@example.org", now, is_test=True)
     for number in (3, 8, 21):
         Delivery.objects.get(rcpt_to=f"spring{number:02}@example.org").subscriber.delete()
+    claimed = Delivery.objects.filter(status="claimed").values_list("pk", flat=True)
+    Claim.objects.create(claim_key=1, provider="default", delivery_ids=json.dumps(list(claimed)))
     return campaigns
 
 
@@ -188,8 +190,8 @@ def plans_of(read: Callable[[], object]) -> list[str]:
     [
         (Selection(), "delivery_once_per_subscriber"),
         (Selection(status="sent"), "delivery_once_per_subscriber"),
-        (Selection(status="queued"), "delivery_waiting"),
-        (Selection(status="deferred"), "delivery_waiting"),
+        (Selection(status="queued"), "delivery_open"),
+        (Selection(status="deferred"), "delivery_open"),
         (Selection(status="bounced"), "delivery_unusual"),
         (Selection(status="rejected"), "delivery_unusual"),
         (Selection(status="unconfirmed"), "delivery_unusual"),
