@@ -31,8 +31,8 @@ from bounces.models import (
     ReceivedMail,
     Verdict,
 )
-from bounces.report import visible
 from campaigns.admin.long_lists import FarPages, LongList
+from campaigns.hostile_text import visible
 
 # Of a mail's 256 KB a person reads the beginning.
 MOST_SHOWN_CHARACTERS = 64 * 1024

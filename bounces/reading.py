@@ -10,7 +10,8 @@ from bounces.conf import bounce_settings, detectors
 from bounces.detectors.base import Detector, Explaining, IncomingMail
 from bounces.envelope import return_path_tokens
 from bounces.policy import class_of
-from bounces.report import BounceReport, ComplaintReport, Report, decoded_words, printable, visible
+from bounces.report import BounceReport, ComplaintReport, Report, decoded_words, printable
+from campaigns.hostile_text import visible
 
 logger = logging.getLogger(__name__)
 

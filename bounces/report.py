@@ -104,12 +104,3 @@ def printable(text: str, longest: int = LONGEST_DIAGNOSTIC) -> str:
         character if character.isprintable() else " " for character in text[: 2 * longest]
     )
     return " ".join(clean.split())[:longest]
-
-
-def visible(text: str) -> str:
-    """Text from outside, line by line as it was, in which nothing gives orders to a terminal or
-    turns the order of the characters round."""
-    return "".join(
-        character if character.isprintable() or character in "\n\t" else "\N{REPLACEMENT CHARACTER}"
-        for character in text.replace("\r\n", "\n")
-    )

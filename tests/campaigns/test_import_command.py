@@ -123,6 +123,24 @@ def test_refused_lines_are_written_to_a_file_that_runs_no_formula(
     assert len(lines) == 31
 
 
+def test_a_file_for_refused_lines_that_cannot_be_is_found_out_before_the_import(
+    weekly: MailingList, file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CommandError, match="cannot be written: No such file or directory"):
+        run(file, "--list", "weekly", "--refused-to", tmp_path / "nowhere" / "refused.csv")
+    assert not Subscriber.objects.exists()
+
+
+def test_a_refused_line_gives_no_orders_to_the_terminal(
+    weekly: MailingList, tmp_path: Path
+) -> None:
+    path = tmp_path / "readers.csv"
+    path.write_text("email\n\x1b[2Jbad\u202e\n")
+    stdout, _ = run(path, "--list", "weekly")
+    assert "[2Jbad" in stdout
+    assert "\x1b" not in stdout and "\u202e" not in stdout
+
+
 def test_an_import_that_is_interrupted_says_where_it_stopped(
     weekly: MailingList, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

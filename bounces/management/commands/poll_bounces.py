@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from bounces.conf import bounce_settings
 from bounces.poller import poll
-from bounces.report import visible
+from campaigns.hostile_text import visible
 
 
 class Command(BaseCommand):

@@ -16,6 +16,7 @@ from campaigns import imports
 from campaigns.columns import check_mapping
 from campaigns.csv_source import AUTO, ENCODINGS, UnreadableFileError
 from campaigns.formula_guard import csv_lines
+from campaigns.hostile_text import visible
 from campaigns.models import ImportJob, ImportStatus, MailingList
 
 REFUSED_SHOWN = 20
@@ -52,6 +53,8 @@ class Command(BaseCommand):
         path: Path = options["file"].resolve()
         if not path.is_file():
             raise CommandError(f"There is no file {options['file']}.")
+        if options["refused_to"]:
+            check_writable(options["refused_to"])
         job = self.prepared(path, options)
         imports.enqueue(job, now=timezone.now())
         try:
@@ -121,7 +124,7 @@ class Command(BaseCommand):
 
     def report(self, job: ImportJob, refused_to: Path | None) -> None:
         for row in job.refused_rows.all()[:REFUSED_SHOWN]:
-            self.stdout.write(f"line {row.line}: {row.reason} [{row.value}]")
+            self.stdout.write(visible(f"line {row.line}: {row.reason} [{row.value}]"))
         if job.refused > REFUSED_SHOWN:
             rest = job.refused - REFUSED_SHOWN
             where = refused_to or "--refused-to FILE writes them all"
@@ -146,6 +149,14 @@ def counts_in_words(job: ImportJob) -> str:
     if job.suppressed:
         words.append(f"of these {job.suppressed:,} get nothing (suppressed)")
     return ", ".join(words)
+
+
+def check_writable(path: Path) -> None:
+    """CommandError where refused lines could not be written; better than behind an import."""
+    try:
+        path.touch()
+    except OSError as error:
+        raise CommandError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def write_refused(job: ImportJob, path: Path) -> None:
