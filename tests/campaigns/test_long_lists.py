@@ -7,6 +7,7 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from unfold.templatetags import unfold_list
 
 from campaigns.admin import long_lists
 from campaigns.admin.long_lists import LongList
@@ -92,3 +93,21 @@ def test_a_search_finds_what_begins_so_up_to_a_bound_and_says_where_that_is(
         addresses = [address for page in pages for address in page]
         assert len(addresses) == len(set(addresses)) == found
         assert all(address.startswith("r2") for address in addresses)
+
+
+def test_the_heads_of_columns_are_made_once_however_many_rows_there_are(
+    admin_client: Client, readers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    label = unfold_list.label_for_field
+
+    def counted(name: object, *args: object, **options: object) -> object:
+        made.append(name)
+        return label(name, *args, **options)
+
+    monkeypatch.setattr(unfold_list, "label_for_field", counted)
+    url = reverse("admin:campaigns_subscription_changelist")
+    page = admin_client.get(url).content.decode()
+    assert page.count("@example.org") >= 7
+    assert page.count('id="action-toggle"') == 1
+    assert len(made) == len(set(made)) > 3
