@@ -1,7 +1,7 @@
 """Header fields as bytes-to-be: cleaned, encoded (RFC 2047) and folded (RFC 5322) by ourselves.
 
 Python's email package decides by itself when to fold and what to encode, and its decisions break
-one-click unsubscribe (facts: deliverability 0.1). Here each field says what it does. A field is a
+one-click unsubscribe (README.md, Decisions). Here each field says what it does. A field is a
 str of ASCII that ends with CRLF; ValueError for a value that must not stand in a header.
 
 Two kinds of values: ours (addresses, Message-ID, links) are checked and refused when they are odd;

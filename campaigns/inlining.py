@@ -1,8 +1,8 @@
 """CSS moved from style sheets into the elements, where every mail program reads it.
 
 css_inline would fetch style sheets from the web and from this machine's disk by itself; it is told
-not to (facts: deliverability T15). It ends the process on 40,000 nested elements: call it in a
-child process only (campaigns/trial.py).
+not to. It ends the process on 40,000 nested elements: call it in a child process only
+(campaigns/trial.py).
 """
 
 from __future__ import annotations

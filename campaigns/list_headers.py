@@ -1,7 +1,7 @@
 """List-Unsubscribe (RFC 2369), one-click (RFC 8058), List-Id (RFC 2919), Feedback-ID (Gmail).
 
 Exact bytes: none of these is ever folded or encoded. A provider that finds an encoded word in
-List-Unsubscribe shows no button, or refuses the letter (facts: deliverability 0.1).
+List-Unsubscribe shows no button, or refuses the letter (README.md, Decisions).
 """
 
 from __future__ import annotations

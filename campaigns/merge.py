@@ -1,4 +1,4 @@
-"""Merge fields: minijinja, fenced in (facts: deliverability T3 and T4).
+"""Merge fields: minijinja, fenced in.
 
 What an author writes is a program that runs once per reader, so it gets nothing to run away with:
 no loader, no globals, no method calls, few filters, counted steps (fuel), strings for values. What

@@ -2,8 +2,8 @@
 
 What an author writes can exhaust memory (``{% set a = a ~ a %}`` thirty times) or overflow the
 stack of an HTML parser, and both end a Python process at once, past every ``except``. So a letter
-is made ready in a child with little memory and little time (facts: deliverability T3), and only
-what comes back from it is ever compiled in a worker or a web process.
+is made ready in a child with little memory and little time (README.md, Decisions), and only what
+comes back from it is ever compiled in a worker or a web process.
 
 The child gets a job as JSON on its standard input and writes a result as JSON on its standard
 output. It has no environment variables, so nothing in it can be read from a template.

@@ -15,7 +15,7 @@ from django.db import connections
 from delivery.conf import ProviderSettings, read_settings
 from delivery.providers.http import is_loopback
 
-# Beyond it, one writer at a time is felt (facts: performance).
+# Beyond it, one writer at a time is felt (docs/performance.md).
 MOST_READERS_ON_SQLITE = 100_000
 
 

@@ -1,8 +1,8 @@
 """What a person should know of a campaign before it is sent: what forbids it, and what to look at.
 
-The checks are those of facts/deliverability 2.2 that need neither network nor DNS. Each has a code
-of its own, and each code appears once, with everything that it found in ``detail``. The letter is
-judged as its readers get it: filled for some of them, and read back from its final bytes.
+No check needs network or DNS. Each has a code of its own, and each code appears once, with
+everything that it found in ``detail``. The letter is judged as its readers get it: filled for some
+of them, and read back from its final bytes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Mails that were made to hurt (facts/deliverability.md, T13), each below the size that is kept."""
+"""Mails that were made to hurt, each below the size that is kept."""
 
 from __future__ import annotations
 

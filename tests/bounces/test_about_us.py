@@ -1,6 +1,6 @@
 """Reports that speak of our own quota or account: no reader is marked, and the letter leaves again.
 
-Scenario 16 c and d of the facts about Microsoft, and what a forger could make of it.
+Scenario 16 c and d, and what a forger could make of it.
 """
 
 from __future__ import annotations

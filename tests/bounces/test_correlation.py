@@ -1,4 +1,4 @@
-"""Only a signed token says which letter came back (facts/deliverability.md, T12)."""
+"""Only a signed token says which letter came back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Exchange and the servers behind it report: scenario 25 of the facts about Microsoft.
+"""What Exchange and the servers behind it report (scenario 25).
 
 Of a, b, c, d, e, g, i and j one mail each, from the samples; the rest are written here. That all
 samples are read as they should be, in whatever bytes, is test_samples.py's; that IMAP, POP3 and

@@ -23,7 +23,7 @@ HTML = (
     '<p><a href="{{ unsubscribe_url }}">Unsubscribe</a></p>'
 )
 TEXT = 'Dear {{ first_name | default("reader") }}, stop: {{ unsubscribe_url }}'
-# What an attacker writes into every field that he reaches (facts: deliverability T5, T6).
+# What an attacker writes into every field that he reaches.
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
 
 

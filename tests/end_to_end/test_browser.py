@@ -359,7 +359,7 @@ def plain(letter: EmailMessage) -> str:
 
 
 def hostile(canary: Canary) -> str:
-    """What an attacker writes wherever he can (facts: deliverability T5, T6), in 200 characters."""
+    """What an attacker writes wherever he can, in 200 characters."""
     return (
         '"><script>alert("Mallory")</script><img src=x onerror=alert("Mallory")>'
         f'<svg onload=alert("Mallory")><meta http-equiv=refresh content="0;url={canary.url}">'
