@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import socket
 import ssl
 import time
 from collections import deque
@@ -162,6 +163,9 @@ class SMTPProvider:
 
     async def open(self) -> None:
         """Makes the places for connections; each connects with its first letter."""
+        if self.local_hostname is None:
+            # Once, and not for each connection as aiosmtplib would: it may ask a slow resolver.
+            self.local_hostname = await asyncio.to_thread(socket.getfqdn)
         self._places = [Connection(self) for _ in range(self.connections)]
         self._idle = list(self._places)
         self._offered.clear()

@@ -78,6 +78,15 @@ def test_a_connection_is_renewed_after_its_number_of_letters():
     assert len(server.connections) == 3
 
 
+def test_this_hosts_name_is_asked_for_once_however_many_connections_say_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr("socket.getfqdn", lambda: asked.append(1) or "sender.example.org")
+    with SMTPServer() as server:
+        send(server, *(letter(n) for n in range(7)), letters_per_connection=3)
+    assert len(server.connections) == 3
+    assert len(asked) == 1
+
+
 def test_never_more_connections_than_the_setting():
     with SMTPServer(rules=[Rule(At.FINAL_DOT, delay=0.02)]) as server:
         outcomes = send(server, *(letter(n) for n in range(30)), at_once=True, connections=4)
