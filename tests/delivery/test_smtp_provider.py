@@ -82,7 +82,7 @@ def test_this_hosts_name_is_asked_for_once_however_many_connections_say_it(monke
     asked = []
     monkeypatch.setattr("socket.getfqdn", lambda: asked.append(1) or "sender.example.org")
     with SMTPServer() as server:
-        send(server, *(letter(n) for n in range(7)), letters_per_connection=3)
+        send(server, *(letter(n) for n in range(7)), letters_per_connection=3, local_hostname=None)
     assert len(server.connections) == 3
     assert len(asked) == 1
 
