@@ -330,18 +330,21 @@ def run(stack: ExitStack, var: Path, options: argparse.Namespace) -> int:
     browser = Browser(port, "admin", "measured")
     if not options.quiet:
         new_campaign("Sent meanwhile")
+    loads = [os.getloadavg()[0]]
     medians = measure(browser, options.rounds)
+    loads.append(os.getloadavg()[0])
     look()
 
     print(f"\nimport: {options.readers / import_seconds:,.0f} readers/s")
     print(f"send through maildir: {options.readers / send_seconds:,.0f} letters/s")
+    print(f"load when the pages were asked for: {loads[0]:.0f} to {loads[1]:.0f}")
     print("\nlargest process   MB")
     for name, size in memory.largest.items():
         print(f"{name:15} {size:6.0f}")
     print(f"\nmedian of {options.rounds}, {options.deliveries:,} deliveries      ms")
     for name, milliseconds in sorted(medians.items(), key=lambda item: -item[1]):
         print(f"{name:40} {milliseconds:6.0f}")
-    print(json.dumps({"memory_mb": memory.largest, "median_ms": medians}))
+    print(json.dumps({"memory_mb": memory.largest, "median_ms": medians, "load": loads}))
     slow = max(medians.values()) > SLOWEST_MEDIAN_MS
     return int(slow or max(memory.largest.values()) > LARGEST_MB)
 
