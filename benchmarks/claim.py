@@ -60,14 +60,14 @@ def run(list_id: int, processes: int, wave: int) -> dict[str, float]:
 
     from benchmarks.throughput import make_campaign
     from campaigns.models import Campaign
-    from delivery import queue
+    from delivery import filling
     from delivery.models import Delivery
 
     campaign = Campaign.objects.get(pk=make_campaign(list_id))
     now = timezone.now()
     assert campaign.start(now)
     began = time.perf_counter()
-    while queue.fill_page(campaign, 10_000, now) is not None:
+    while filling.fill_page(campaign, 10_000, now) is not None:
         pass
     filled = time.perf_counter()
     letters = Delivery.objects.filter(campaign=campaign).count()

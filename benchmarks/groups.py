@@ -2,10 +2,10 @@
 
     DATABASE_URL=postgres://... python benchmarks/groups.py [--readers 100000] [--claims 300]
 
-Times ``queue.fill_page`` over the whole audience, then claims of ``--size`` letters: with no group
-of domains held, and with the largest held, when the first claims send its letters to the end of
-the pause and the later ones find them gone. Medians and the slowest claim, in milliseconds. Run it
-on a database of its own: it migrates it and leaves its readers there.
+Times ``filling.fill_page`` over the whole audience, then claims of ``--size`` letters: with no
+group of domains held, and with the largest held, when the first claims send its letters to the end
+of the pause and the later ones find them gone. Medians and the slowest claim, in milliseconds. Run
+it on a database of its own: it migrates it and leaves its readers there.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ def fill(campaign_id: int) -> float:
     from django.utils import timezone
 
     from campaigns.models import Campaign
-    from delivery import queue
+    from delivery import filling
 
     campaign = Campaign.objects.get(pk=campaign_id)
     began = time.perf_counter()
-    while queue.fill_page(campaign, 10_000, timezone.now()) is not None:
+    while filling.fill_page(campaign, 10_000, timezone.now()) is not None:
         pass
     return time.perf_counter() - began
 

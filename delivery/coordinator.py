@@ -17,7 +17,7 @@ from django.utils.translation import gettext as _
 
 from campaigns.models import Campaign, CampaignTotals
 from campaigns.states import CampaignStatus
-from delivery import alerts, doubts, groups, guard_rails, leases, limits, queue, resolution
+from delivery import alerts, doubts, filling, groups, guard_rails, leases, limits, queue, resolution
 from delivery.conf import DeliverySettings
 from delivery.models import Alert
 from delivery.reclaim import reclaim_all
@@ -117,7 +117,7 @@ def fill_queue(
     if campaign.filled_at is not None:
         return False
     size = FIRST_PAGE if campaign.filled_up_to == 0 else PAGE
-    while queue.fill_page(campaign, size, clock()) is not None:
+    while filling.fill_page(campaign, size, clock()) is not None:
         if size == FIRST_PAGE:
             after_first_page()
         size = PAGE

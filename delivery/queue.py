@@ -11,17 +11,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from enum import Enum
 from typing import Any, NamedTuple
 
-from django.core.exceptions import EmptyResultSet
 from django.db import connection, transaction
-from django.db.models import Count, Min, QuerySet
-from django.utils.timezone import make_aware
+from django.db.models import Count, Min
 
-from campaigns.audience import audience_page
 from campaigns.models import (
     Campaign,
     CampaignTotals,
@@ -38,6 +34,7 @@ from delivery.message_ids import assigned_id, note_assigned
 from delivery.models import Attempt, Claim, Delivery, ProviderState, SuppressionDue, WorkerLease
 from delivery.outcomes import Outcome, Phase
 from delivery.settlement import Settlement
+from delivery.sql import among, as_parameter, moment
 from delivery.states import WAITING, DeliveryStatus
 
 _S = DeliveryStatus
@@ -61,89 +58,6 @@ class Claimed(NamedTuple):
     attributes: Mapping[str, Any]
     list_name: str
     list_label: str
-
-
-# ---------------------------------------------------------------------------------- filling
-
-
-def fill_page(campaign: Campaign, size: int, now: datetime) -> int | None:
-    """Queues the next ``size`` readers of the audience; how many; None when none is left.
-
-    One INSERT ... SELECT and the checkpoint in one transaction, under the campaign's row lock: two
-    coordinators cannot fill the same page, and a killed one is taken up where it stopped.
-    ON CONFLICT DO NOTHING: an address whose subscriber was made anew gets one letter.
-    """
-    with transaction.atomic():
-        row = Campaign.objects.select_for_update().get(pk=campaign.pk)
-        if row.filled_at is not None or row.status != CampaignStatus.SENDING:
-            return None
-        readers: QuerySet[Any] = audience_page(row, row.filled_up_to, size)
-        page = readers.values("id", "through_list", "email", "address_key")
-        try:
-            sql, parameters = page.query.sql_with_params()
-        except EmptyResultSet:  # a campaign to no list
-            Campaign.objects.filter(pk=row.pk).update(filled_at=now)
-            return None
-        with connection.cursor() as cursor:
-            # MAX() first: the page may be empty, or hold readers who are queued already.
-            cursor.execute(f"SELECT MAX(id) FROM ({sql}) AS page", parameters)
-            last = cursor.fetchone()[0]
-            queued = 0
-            if last is not None:
-                cursor.execute(
-                    f"""
-                    INSERT INTO {Delivery._meta.db_table}
-                        (campaign_id, edition_id, subscriber_id, mailing_list_id, rcpt_to,
-                         address_key, status, is_test, due_at, attempts, provider, reply, queued_at)
-                    SELECT %s, %s, page.id, page.through_list, page.email, page.address_key,
-                           %s, %s, %s, 0, '', '', %s
-                      FROM ({sql}) AS page WHERE true ORDER BY {_INTERLEAVED}
-                        ON CONFLICT DO NOTHING
-                    """,
-                    [
-                        row.pk,
-                        row.edition_id,
-                        _S.QUEUED.value,
-                        False,
-                        _as_parameter(now),
-                        _as_parameter(now),
-                        *parameters,
-                    ],
-                )
-                queued = cursor.rowcount
-        if last is None:
-            Campaign.objects.filter(pk=row.pk).update(filled_at=now)
-            return None
-        Campaign.objects.filter(pk=row.pk).update(filled_up_to=last)
-        CampaignTotals.add(row.pk, COMMON_SHARD, {"eligible": queued, "queued": queued})
-        return queued
-
-
-# Letters are claimed in the order in which they are written: neighbours come far apart, so that a
-# list that was imported sorted by domain reaches no operator as a burst. 40503 is 65537 divided by
-# the golden ratio: its multiples are spread evenly however few or many are taken.
-_INTERLEAVED = "(page.id %% 65537) * 40503 %% 65537, page.id"
-
-
-def queue_tests(
-    campaign: Campaign, edition_id: int, addresses: Iterable[tuple[str, str]],
-    subscriber_id: int | None, now: datetime,
-) -> int:  # fmt: skip
-    """Queues a test letter for each (address, key); it goes before all others, and uncounted."""
-    made = Delivery.objects.bulk_create(
-        Delivery(
-            campaign=campaign,
-            edition_id=edition_id,
-            subscriber_id=subscriber_id,
-            rcpt_to=address,
-            address_key=key,
-            is_test=True,
-            due_at=now,
-            queued_at=now,
-        )
-        for address, key in addresses
-    )
-    return len(made)
 
 
 # ---------------------------------------------------------------------------------- claiming
@@ -250,7 +164,7 @@ def _lock_free(
     free = held.free_letters(campaign_id, limit, now)
     if not free:
         return []
-    return _lock_due(_OF_THESE.format(ids=_among("d.id", free)), [campaign_id], limit, now)
+    return _lock_due(_OF_THESE.format(ids=among("d.id", free)), [campaign_id], limit, now)
 
 
 def _lock_due(
@@ -260,7 +174,7 @@ def _lock_due(
     if connection.vendor == "postgresql":
         sql += " FOR UPDATE OF d SKIP LOCKED"
     with connection.cursor() as cursor:
-        cursor.execute(sql, [*which, _as_parameter(now), limit])
+        cursor.execute(sql, [*which, as_parameter(now), limit])
         return [
             (_claimed(row[:13]), _S.QUEUED if row[13] == _S.QUEUED else _S.DEFERRED, bool(row[14]))
             for row in cursor.fetchall()
@@ -271,7 +185,7 @@ def _claimed(row: tuple[Any, ...]) -> Claimed:
     attributes = json.loads(row[10]) if row[10] else {}
     # By position: _make and _replace take longer than reading the row.
     return Claimed(
-        row[0], row[1], row[2], row[3], row[4], bool(row[5]), row[6], _moment(row[7]), row[8],
+        row[0], row[1], row[2], row[3], row[4], bool(row[5]), row[6], moment(row[7]), row[8],
         row[9], attributes, row[11], row[12],
     )  # fmt: skip
 
@@ -288,11 +202,11 @@ def _move_waiting(
         return
     changes, values = "claim_key = %s", [lease.claim_key]
     if target is _S.SUPPRESSED:
-        changes, values = "settled_at = %s, reply = ''", [_as_parameter(now)]
+        changes, values = "settled_at = %s, reply = ''", [as_parameter(now)]
     with connection.cursor() as cursor:
         cursor.execute(
             f"UPDATE {Delivery._meta.db_table} SET status = '{target.value}', {changes}"
-            f" WHERE {_among('id', [claimed.id for claimed, _status in rows])}"
+            f" WHERE {among('id', [claimed.id for claimed, _status in rows])}"
             f" AND status IN ('{_S.QUEUED.value}', '{_S.DEFERRED.value}')",
             values,
         )
@@ -402,7 +316,7 @@ def _hand_over(
     rows = _update_returning(
         f"status = '{_S.SENDING.value}', handed_over_at = %s, provider = %s",
         [now, lease.provider],
-        f"status = '{_S.CLAIMED.value}' AND claim_key = %s AND {_among('id', ids)}"
+        f"status = '{_S.CLAIMED.value}' AND claim_key = %s AND {among('id', ids)}"
         f" AND {_MAY_LEAVE.format(provider='%s', now='%s', groups_held='%s')}",
         [lease.claim_key, lease.provider, now, groups_held],
     )
@@ -474,7 +388,7 @@ def _write_sent(
             f" WHERE {table}.id = v.id AND {table}.claim_key = %s"
             f" AND {table}.status = '{source.value}'"
             f" RETURNING {table}.id, {table}.campaign_id, {table}.is_test",
-            [_as_parameter(now), _as_json(sent), lease.claim_key],
+            [as_parameter(now), _as_json(sent), lease.claim_key],
         )
         rows = cursor.fetchall()
     tally.moved(rows, source, _S.SENT)
@@ -532,7 +446,7 @@ def _update_settled(
             claimed.id,
             settlement.status.value,
             claimed.attempts + settlement.used_an_attempt,
-            _as_parameter(settlement.due_at or now),
+            as_parameter(settlement.due_at or now),
             settlement.reply.code,
             settlement.reply.text,
         ]
@@ -549,7 +463,7 @@ def _update_settled(
              WHERE {table}.id = v.column1 AND {table}.claim_key = %s AND {table}.status = %s
             RETURNING {table}.id, {table}.campaign_id, {table}.is_test
             """,
-            [_as_parameter(now), *values, lease.claim_key, source.value],
+            [as_parameter(now), *values, lease.claim_key, source.value],
         )
         return list(cursor.fetchall())
 
@@ -633,7 +547,7 @@ def _return_unsent(lease: Lease, ids: Sequence[int], tally: Tally) -> int:
     returned = _update_returning(
         f"status = '{_S.QUEUED.value}', claim_key = NULL",
         [],
-        f"status = '{_S.SENDING.value}' AND claim_key = %s AND {_among('id', ids)}",
+        f"status = '{_S.SENDING.value}' AND claim_key = %s AND {among('id', ids)}",
         [lease.claim_key],
     )
     tally.moved(returned, _S.SENDING, _S.QUEUED)
@@ -653,7 +567,7 @@ def doubt(lease: Lease, now: datetime) -> int:
     doubtful = _update_returning(
         "status = %s, settled_at = %s, reply = %s, attempts = attempts + 1",
         [_S.UNCONFIRMED, now, text],
-        f"status = %s AND claim_key = %s AND {_among('id', ids)}",
+        f"status = %s AND claim_key = %s AND {among('id', ids)}",
         [_S.SENDING, lease.claim_key],
     )
     tally = Tally(lease.slot + 1)
@@ -687,7 +601,7 @@ def _give_up_claims(claim_key: int, ids: Sequence[int], tally: Tally) -> int:
     released = _update_returning(
         f"status = '{_S.QUEUED.value}', claim_key = NULL",
         [],
-        f"status = '{_S.CLAIMED.value}' AND claim_key = %s AND {_among('id', ids)}",
+        f"status = '{_S.CLAIMED.value}' AND claim_key = %s AND {among('id', ids)}",
         [claim_key],
     )
     tally.moved(released, _S.CLAIMED, _S.QUEUED)
@@ -755,7 +669,7 @@ def take_back(ids: Sequence[int], due_at: datetime, now: datetime) -> list[int]:
                 "status = %s, due_at = %s, queued_at = %s, claim_key = NULL, settled_at = NULL,"
                 " attempts = CASE WHEN attempts > 0 THEN attempts - 1 ELSE 0 END",
                 [_S.QUEUED, due_at, now],
-                f"status = %s AND {_among('id', ids)}",
+                f"status = %s AND {among('id', ids)}",
                 [source],
             )
             tally.moved(rows, source, _S.QUEUED)
@@ -781,7 +695,7 @@ def resolve(ids: Sequence[int], status: DeliveryStatus, now: datetime) -> list[i
         rows = _update_returning(
             f"status = %s, {changes}",
             [status, *values],
-            f"status = %s AND {_among('id', ids)}",
+            f"status = %s AND {among('id', ids)}",
             [_S.UNCONFIRMED],
         )
         tally = Tally(COMMON_SHARD)
@@ -928,12 +842,6 @@ class Tally:
             return cursor.rowcount
 
 
-def _among(column: str, ids: Sequence[int]) -> str:
-    """Our own numbers, written into the statement: a thousand parameters take longer to bind than
-    to find."""
-    return f"{column} IN ({', '.join(map(str, map(int, ids)))})"
-
-
 def _update_returning(
     changes: str, new: Sequence[Any], condition: str, old: Sequence[Any]
 ) -> list[tuple[int, int, bool, str]]:
@@ -942,18 +850,6 @@ def _update_returning(
         cursor.execute(
             f"UPDATE {Delivery._meta.db_table} SET {changes} WHERE {condition}"
             " RETURNING id, campaign_id, is_test, provider",
-            [_as_parameter(value) for value in (*new, *old)],
+            [as_parameter(value) for value in (*new, *old)],
         )
         return list(cursor.fetchall())
-
-
-def _moment(value: datetime) -> datetime:
-    """A moment as a raw query gives it: SQLite does not say that it is UTC."""
-    return value if value.tzinfo is not None else make_aware(value, connection.timezone)
-
-
-def _as_parameter(value: Any) -> Any:
-    """As the ORM would write it: SQLite has no type for moments, drivers differ over enums."""
-    if isinstance(value, datetime):
-        return connection.ops.adapt_datetimefield_value(value)
-    return value.value if isinstance(value, Enum) else value

@@ -20,7 +20,7 @@ from campaigns.signals import (
     waiting_asked,
 )
 from campaigns.states import CampaignStatus
-from delivery import alerts, coordinator, doubts, groups, limits, queue
+from delivery import alerts, coordinator, doubts, filling, groups, limits, queue
 from delivery.conf import delivery_settings
 from delivery.forecast import forecast_of
 from delivery.models import Alert, Delivery
@@ -45,7 +45,7 @@ def queue_test_letters(
     **kwargs: Any,
 ) -> int:
     """Test letters are deliveries like all others, and go before them."""
-    queued = queue.queue_tests(
+    queued = filling.queue_tests(
         campaign,
         edition.pk,
         [(address, address_key(address)) for address in addresses],

@@ -20,7 +20,7 @@ from django.utils import timezone
 from campaigns.addresses import address_key
 from campaigns.models import Subscriber, Subscription
 from campaigns.signals import waiting_asked
-from delivery import alerts, groups, limits, queue
+from delivery import alerts, filling, groups, limits, queue
 from delivery.models import Alert, Delivery, GroupState, ProviderState, ReceivingDomain
 from delivery.outcomes import (
     Accepted,
@@ -478,7 +478,7 @@ def test_shares_and_priorities_hold_among_the_letters_that_may_leave(start, cloc
     urgent.priority = 10
     urgent.save(update_fields=["priority"])
     groups.hold("default", [("x@gmail.com", PAUSE)], clock())
-    queue.queue_tests(
+    filling.queue_tests(
         june, june.editions.get().pk, [("me@gmail.com", "me@gmail.com")], None, clock()
     )
     worker = make_worker(clock)

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from campaigns.models import Campaign, CampaignEvent, CampaignTotals, Suppression
-from delivery import guard_rails, queue
+from delivery import filling, guard_rails
 from delivery.conf import GuardRails
 from delivery.guard_rails import Burst, find_burst, rates_of
 from delivery.models import Alert, Attempt, Delivery
@@ -255,7 +255,7 @@ def test_one_campaigns_burst_stops_no_other(mailing_list, clock):
 def test_refused_test_letters_trip_nothing(mailing_list, campaign, clock):
     addresses = [(f"t{n}@example.org", f"t{n}@example.org") for n in range(15)]
     campaign.pause()
-    queue.queue_tests(campaign, campaign.edition_id, addresses, None, clock())
+    filling.queue_tests(campaign, campaign.edition_id, addresses, None, clock())
     MemoryProvider.answer = lambda message: GONE
     run_slice(clock)
     assert Delivery.objects.filter(is_test=True, status="rejected").count() == 15

@@ -9,7 +9,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from campaigns.signals import waiting_asked
-from delivery import limits, queue
+from delivery import filling, limits, queue
 from delivery.conf import delivery_settings
 from delivery.models import Attempt, Delivery
 from delivery.outcomes import Accepted, Outcome, Phase, Reply, Unavailable
@@ -178,7 +178,7 @@ def test_a_pool_waits_only_when_all_of_it_is_closed(team, clock):
 def test_a_test_letter_leaves_through_whichever_member_works(mailing_list, readers, team, clock):
     draft = make_campaign(mailing_list, clock(), name="Draft", provider="team")
     draft.unschedule()
-    queue.queue_tests(
+    filling.queue_tests(
         draft, draft.editions.get().pk, [("me@example.org", "me@example.org")], None, clock()
     )
     trouble = Unavailable(Reply(Phase.MAIL, 451, "4.3.0 Busy"), timedelta(minutes=5))
@@ -223,7 +223,7 @@ def test_fair_shares_priority_and_the_lane_of_test_letters_hold_in_a_pool(
     coordinate(clock)
     worker = make_worker(clock, alias="a")
     worker.lease = worker._take_lease()
-    queue.queue_tests(
+    filling.queue_tests(
         equal, equal.editions.get().pk, [("me@example.org", "me@example.org")], None, clock()
     )
 

@@ -10,7 +10,7 @@ from django.db import connection, connections
 
 from campaigns.models import Campaign, CampaignTotals, Suppression
 from campaigns.states import CampaignStatus
-from delivery import leases, queue
+from delivery import filling, leases, queue
 from delivery.models import Attempt, Claim, Delivery
 from delivery.outcomes import Accepted, Deferred, Phase, Rejected, Reply
 from delivery.settlement import Settlement
@@ -50,11 +50,11 @@ def test_filling_goes_on_from_its_checkpoint(mailing_list, now):
     make_readers(mailing_list, 25)
     campaign = make_campaign(mailing_list, now)
     campaign.start(now)
-    assert queue.fill_page(campaign, 10, now) == 10
+    assert filling.fill_page(campaign, 10, now) == 10
     first = set(Delivery.objects.values_list("pk", flat=True))
-    assert queue.fill_page(campaign, 10, now) == 10
-    assert queue.fill_page(campaign, 10, now) == 5
-    assert queue.fill_page(campaign, 10, now) is None
+    assert filling.fill_page(campaign, 10, now) == 10
+    assert filling.fill_page(campaign, 10, now) == 5
+    assert filling.fill_page(campaign, 10, now) is None
     campaign.refresh_from_db()
     assert campaign.filled_at == now
     assert first < set(Delivery.objects.values_list("pk", flat=True))
@@ -63,7 +63,7 @@ def test_filling_goes_on_from_its_checkpoint(mailing_list, now):
 
 def test_a_page_that_is_filled_again_doubles_nobody(campaign, now):
     Campaign.objects.filter(pk=campaign.pk).update(filled_up_to=0, filled_at=None)
-    assert queue.fill_page(campaign, 100, now) == 0
+    assert filling.fill_page(campaign, 100, now) == 0
     assert statuses(campaign) == {"queued": 12}
 
 
@@ -71,7 +71,7 @@ def test_a_paused_campaign_is_not_filled(mailing_list, readers, now):
     campaign = make_campaign(mailing_list, now)
     campaign.start(now)
     campaign.pause()
-    assert queue.fill_page(campaign, 100, now) is None
+    assert filling.fill_page(campaign, 100, now) is None
     assert Delivery.objects.count() == 0
 
 
@@ -199,7 +199,7 @@ def test_test_letters_go_first_even_from_a_draft(mailing_list, campaign, lease, 
     draft = make_campaign(mailing_list, now, name="Draft")
     draft.unschedule()
     edition = draft.editions.get()
-    queue.queue_tests(draft, edition.pk, [("me@example.org", "me@example.org")], None, now)
+    filling.queue_tests(draft, edition.pk, [("me@example.org", "me@example.org")], None, now)
     claims = claim(lease, campaign, 3, now)
     assert [c.is_test for c in claims] == [True, False, False]
     assert CampaignTotals.of([draft.pk])[draft.pk]["claimed"] == 0

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from campaigns.models import Subscriber, Subscription, Suppression
-from delivery import leases, limits, queue
+from delivery import filling, leases, limits, queue
 from delivery.models import Attempt, Delivery, WorkerLease
 from delivery.outcomes import (
     Accepted,
@@ -315,7 +315,7 @@ def test_a_stopping_worker_finishes_its_wave_and_releases_the_rest(campaign, clo
 def test_test_letters_are_sent_from_a_draft_and_counted_nowhere(mailing_list, readers, clock):
     draft = make_campaign(mailing_list, clock(), name="Draft")
     draft.unschedule()
-    queue.queue_tests(
+    filling.queue_tests(
         draft, draft.editions.get().pk, [("me@example.org", "me@example.org")], None, clock()
     )
     run_slice(clock)

@@ -20,7 +20,7 @@ from delivery.audit import audit_campaign
 from delivery.conf import delivery_settings
 from delivery.installation import Standing, check_in
 from delivery.models import Delivery
-from delivery.queue import fill_page
+from delivery.filling import fill_page
 from tests.campaigns.people import a_campaign, a_list, a_reader
 from tests.documentation.documents import DOCS, blocks
 

@@ -1,0 +1,99 @@
+"""Filling the queue: a delivery for each reader of a campaign's audience, and for test letters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from django.core.exceptions import EmptyResultSet
+from django.db import connection, transaction
+from django.db.models import QuerySet
+
+from campaigns.audience import audience_page
+from campaigns.models import Campaign, CampaignTotals
+from campaigns.states import CampaignStatus
+from delivery.models import Delivery
+from delivery.queue import COMMON_SHARD
+from delivery.sql import as_parameter
+from delivery.states import DeliveryStatus
+
+
+def fill_page(campaign: Campaign, size: int, now: datetime) -> int | None:
+    """Queues the next ``size`` readers of the audience; how many; None when none is left.
+
+    One INSERT ... SELECT and the checkpoint in one transaction, under the campaign's row lock: two
+    coordinators cannot fill the same page, and a killed one is taken up where it stopped.
+    ON CONFLICT DO NOTHING: an address whose subscriber was made anew gets one letter.
+    """
+    with transaction.atomic():
+        row = Campaign.objects.select_for_update().get(pk=campaign.pk)
+        if row.filled_at is not None or row.status != CampaignStatus.SENDING:
+            return None
+        readers: QuerySet[Any] = audience_page(row, row.filled_up_to, size)
+        page = readers.values("id", "through_list", "email", "address_key")
+        try:
+            sql, parameters = page.query.sql_with_params()
+        except EmptyResultSet:  # a campaign to no list
+            Campaign.objects.filter(pk=row.pk).update(filled_at=now)
+            return None
+        with connection.cursor() as cursor:
+            # MAX() first: the page may be empty, or hold readers who are queued already.
+            cursor.execute(f"SELECT MAX(id) FROM ({sql}) AS page", parameters)
+            last = cursor.fetchone()[0]
+            queued = 0
+            if last is not None:
+                cursor.execute(
+                    f"""
+                    INSERT INTO {Delivery._meta.db_table}
+                        (campaign_id, edition_id, subscriber_id, mailing_list_id, rcpt_to,
+                         address_key, status, is_test, due_at, attempts, provider, reply, queued_at)
+                    SELECT %s, %s, page.id, page.through_list, page.email, page.address_key,
+                           %s, %s, %s, 0, '', '', %s
+                      FROM ({sql}) AS page WHERE true ORDER BY {_INTERLEAVED}
+                        ON CONFLICT DO NOTHING
+                    """,
+                    [
+                        row.pk,
+                        row.edition_id,
+                        DeliveryStatus.QUEUED.value,
+                        False,
+                        as_parameter(now),
+                        as_parameter(now),
+                        *parameters,
+                    ],
+                )
+                queued = cursor.rowcount
+        if last is None:
+            Campaign.objects.filter(pk=row.pk).update(filled_at=now)
+            return None
+        Campaign.objects.filter(pk=row.pk).update(filled_up_to=last)
+        CampaignTotals.add(row.pk, COMMON_SHARD, {"eligible": queued, "queued": queued})
+        return queued
+
+
+# Letters are claimed in the order in which they are written: neighbours come far apart, so that a
+# list that was imported sorted by domain reaches no operator as a burst. 40503 is 65537 divided by
+# the golden ratio: its multiples are spread evenly however few or many are taken.
+_INTERLEAVED = "(page.id %% 65537) * 40503 %% 65537, page.id"
+
+
+def queue_tests(
+    campaign: Campaign, edition_id: int, addresses: Iterable[tuple[str, str]],
+    subscriber_id: int | None, now: datetime,
+) -> int:  # fmt: skip
+    """Queues a test letter for each (address, key); it goes before all others, and uncounted."""
+    made = Delivery.objects.bulk_create(
+        Delivery(
+            campaign=campaign,
+            edition_id=edition_id,
+            subscriber_id=subscriber_id,
+            rcpt_to=address,
+            address_key=key,
+            is_test=True,
+            due_at=now,
+            queued_at=now,
+        )
+        for address, key in addresses
+    )
+    return len(made)
