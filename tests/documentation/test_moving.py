@@ -18,9 +18,9 @@ from campaigns.editions import freeze
 from campaigns.models import Campaign, Subscriber
 from delivery.audit import audit_campaign
 from delivery.conf import delivery_settings
+from delivery.filling import fill_page
 from delivery.installation import Standing, check_in
 from delivery.models import Delivery
-from delivery.filling import fill_page
 from tests.campaigns.people import a_campaign, a_list, a_reader
 from tests.documentation.documents import DOCS, blocks
 
