@@ -253,7 +253,7 @@ def audit(content: bytes) -> None:
     """
     if not content.isascii():
         raise LetterError("audit: an octet beyond ASCII")
-    # SMTP smuggling begins with a bare CR or LF (facts: deliverability T2).
+    # SMTP smuggling begins with a bare CR or LF (CVE-2023-51764).
     pairs = content.count(b"\r\n")
     if content.count(b"\n") != pairs or content.count(b"\r") != pairs:
         raise LetterError("audit: a bare CR or LF")
