@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, register
 
+from campaigns.conf import DEFAULT_DOMAIN
 from campaigns.list_headers import LONGEST_URI
 
 TOKEN_PATH = len("/u/") + 29
@@ -83,7 +84,7 @@ def _base_url() -> Iterator[Error]:
 
 def _names(campaigns: dict[str, Any]) -> Iterator[Error]:
     for number, key in ((4, "LIST_ID_DOMAIN"), (5, "MESSAGE_ID_DOMAIN")):
-        domain = campaigns.get(key, "localhost.localdomain")
+        domain = campaigns.get(key, DEFAULT_DOMAIN)
         if not isinstance(domain, str) or not _DOMAIN.fullmatch(domain):
             yield _error(
                 number,

@@ -11,6 +11,9 @@ from django.core.signals import setting_changed
 
 from campaigns.tokens import TokenSigner
 
+# Where a setting names none: a domain to every reader of it, and nobody's.
+DEFAULT_DOMAIN = "localhost.localdomain"
+
 
 @dataclass(frozen=True, slots=True)
 class CampaignSettings:
@@ -35,8 +38,8 @@ def campaign_settings() -> CampaignSettings:
     keys = raw.get("TOKEN_KEYS") or {1: settings.SECRET_KEY}
     return CampaignSettings(
         base_url=settings.BASE_URL,
-        list_id_domain=raw.get("LIST_ID_DOMAIN", "localhost"),
-        message_id_domain=raw.get("MESSAGE_ID_DOMAIN", "localhost"),
+        list_id_domain=raw.get("LIST_ID_DOMAIN", DEFAULT_DOMAIN),
+        message_id_domain=raw.get("MESSAGE_ID_DOMAIN", DEFAULT_DOMAIN),
         sender_id=raw.get("SENDER_ID", "pennypost"),
         signer=TokenSigner({number: str(key).encode() for number, key in keys.items()}),
         largest_import_bytes=int(raw.get("LARGEST_IMPORT_MB", 200)) * 1024 * 1024,

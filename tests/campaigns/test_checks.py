@@ -8,6 +8,7 @@ import pytest
 from django.core.checks import run_checks
 
 from campaigns.checks import campaign_settings_are_right
+from campaigns.conf import campaign_settings
 
 KEY = "a secret that is long enough"
 
@@ -27,6 +28,18 @@ def test_the_settings_that_we_ship_are_right() -> None:
 
 def test_an_empty_dict_is_right(settings: Any) -> None:
     settings.CAMPAIGNS = {}
+
+    assert found() == {}
+
+
+@pytest.mark.parametrize("key", ["LIST_ID_DOMAIN", "MESSAGE_ID_DOMAIN"])
+def test_the_domain_that_stands_in_for_a_missing_one_is_the_one_that_was_checked(
+    settings: Any, key: str
+) -> None:
+    settings.CAMPAIGNS = {}
+    in_use = getattr(campaign_settings(), key.lower())
+
+    settings.CAMPAIGNS = {key: in_use}
 
     assert found() == {}
 
