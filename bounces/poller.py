@@ -130,9 +130,12 @@ def _examine_what_is_open(
     mails = ReceivedMail.objects.filter(mailbox=result.mailbox, verdict__in=OPEN_VERDICTS)
     if Breaker.is_tripped():
         mails = mails.exclude(verdict=Verdict.HELD)
-    still_open = list(mails.order_by("id").values_list("pk", "verdict")[:MOST_OPEN_MAILS])
-    alone = [[pk] for pk, verdict in still_open if verdict == Verdict.NEW]
-    others = [pk for pk, verdict in still_open if verdict != Verdict.NEW]
+    # Each kind has its own share: however many wait, those whose examiner died come first.
+    new, others = (
+        list(kind.order_by("id").values_list("pk", flat=True)[:MOST_OPEN_MAILS])
+        for kind in (mails.filter(verdict=Verdict.NEW), mails.exclude(verdict=Verdict.NEW))
+    )
+    alone = [[pk] for pk in new]
     together = [others[start : start + BATCH] for start in range(0, len(others), BATCH)]
     for keys in alone + together:
         if time.monotonic() > deadline:

@@ -142,6 +142,30 @@ def test_a_report_that_came_too_early_is_taken_up_by_the_next_poll(maildir, deli
     assert poll("default", now).verdicts == {"bounce": 1}
 
 
+def test_a_mail_whose_examiner_died_does_not_wait_behind_those_that_came_too_early(
+    maildir, deliver: Deliver, now, monkeypatch
+) -> None:
+    monkeypatch.setattr(poller, "MOST_OPEN_MAILS", 2)
+    early = deliver(status=DeliveryStatus.SENDING)
+    for _ in range(3):
+        put(maildir, report(delivered_to=return_path(early)))
+    assert poll("default", now).verdicts == {Verdict.WAITING: 3}
+    letter = deliver("bob@example.net")
+    put(maildir, report(delivered_to=return_path(letter)))
+
+    def kill(*args: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bounces.intake.examine", kill)
+        with pytest.raises(Killed):
+            poll("default", now)
+    for path in (maildir / "new").iterdir():
+        path.unlink()  # so that nothing but the rows left over tells of it
+
+    assert poll("default", now + poller.LEASE).verdicts == {"bounce": 1}
+
+
 def test_two_pollers_do_not_poll_one_mailbox(db, now) -> None:
     MailboxState.objects.create(
         name="default", lease_key="another", leased_until=now + timedelta(minutes=1)
