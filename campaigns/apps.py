@@ -10,6 +10,7 @@ class CampaignsConfig(AppConfig):
     verbose_name = _("Campaigns")
     schedules = (
         Repeated("Take up imports whose worker was lost", "campaigns.tasks.resume_imports", 1),
+        Repeated("Forget abandoned uploads", "campaigns.tasks.keep_house", 60),
     )
 
     def ready(self) -> None:

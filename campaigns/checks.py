@@ -1,4 +1,4 @@
-"""System checks of BASE_URL, SECRET_KEY and the CAMPAIGNS settings: campaigns.E001 to E012.
+"""System checks of BASE_URL, SECRET_KEY and the CAMPAIGNS settings: campaigns.E001 to E013.
 
 E020 to E029 keep the unsubscribe address free of redirects (RFC 8058 section 3.1).
 """
@@ -25,7 +25,14 @@ _DOMAIN = re.compile(
 )
 _SENDER_ID = re.compile(r"[A-Za-z0-9._-]{5,15}")
 _KNOWN = frozenset(
-    {"LIST_ID_DOMAIN", "MESSAGE_ID_DOMAIN", "SENDER_ID", "TOKEN_KEYS", "LARGEST_IMPORT_MB"}
+    {
+        "LIST_ID_DOMAIN",
+        "MESSAGE_ID_DOMAIN",
+        "SENDER_ID",
+        "TOKEN_KEYS",
+        "LARGEST_IMPORT_MB",
+        "UPLOAD_RETENTION_DAYS",
+    }
 )
 
 
@@ -134,6 +141,13 @@ def _numbers(campaigns: dict[str, Any]) -> Iterator[Error]:
             10,
             f"CAMPAIGNS['LARGEST_IMPORT_MB'] is {megabytes!r}.",
             "The largest file that may be uploaded, as a whole number of megabytes from 1.",
+        )
+    days = campaigns.get("UPLOAD_RETENTION_DAYS", 90)
+    if type(days) is not int or not 1 <= days <= 3650:
+        yield _error(
+            13,
+            f"CAMPAIGNS['UPLOAD_RETENTION_DAYS'] is {days!r}.",
+            "How long the file of an unfinished import is kept: a whole number of days, 1 to 3650.",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -29,6 +30,8 @@ class CampaignSettings:
     sender_id: str
     signer: TokenSigner = field(repr=False)
     largest_import_bytes: int
+    # How long the uploaded file of an import that was never finished is kept.
+    upload_retention: timedelta
 
 
 @lru_cache(maxsize=1)
@@ -43,6 +46,7 @@ def campaign_settings() -> CampaignSettings:
         sender_id=raw.get("SENDER_ID", "pennypost"),
         signer=TokenSigner({number: str(key).encode() for number, key in keys.items()}),
         largest_import_bytes=int(raw.get("LARGEST_IMPORT_MB", 200)) * 1024 * 1024,
+        upload_retention=timedelta(days=int(raw.get("UPLOAD_RETENTION_DAYS", 90))),
     )
 
 

@@ -26,6 +26,7 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.files import File
 from django.db import IntegrityError, transaction
+from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django_q.tasks import async_task
@@ -110,6 +111,39 @@ def forget_upload(job: ImportJob) -> None:
     path = Path(job.path)
     if path.parent == uploads():
         path.unlink(missing_ok=True)
+
+
+def forget_abandoned_uploads(now: datetime) -> int:
+    """Removes the uploaded copies of imports that nobody started, or went on with, for
+    UPLOAD_RETENTION_DAYS; how many files. Their reports stay.
+
+    The rows let go of their files first; then every old file goes that no row needs. So a call
+    that is killed is finished by the next one, and what a killed upload or import left behind
+    goes, too.
+    """
+    before = now - campaign_settings().upload_retention
+    copies = ImportJob.objects.filter(path__startswith=f"{uploads()}/")
+    copies.filter(status=ImportStatus.UPLOADED, created_at__lt=before).update(
+        status=ImportStatus.CANCELLED, finished_at=now, path=""
+    )
+    copies.filter(status__in=STARTABLE - {ImportStatus.UPLOADED}, finished_at__lt=before).update(
+        path=""
+    )
+    unfinished = ImportJob.objects.exclude(status=ImportStatus.FINISHED)
+    needed = {Path(path).name for path in unfinished.values_list("path", flat=True)}
+    return sum(
+        _remove_if_older(path, before) for path in uploads().iterdir() if path.name not in needed
+    )
+
+
+def _remove_if_older(path: Path, before: datetime) -> bool:
+    try:
+        if path.stat().st_mtime >= before.timestamp():
+            return False
+        path.unlink()
+    except FileNotFoundError:  # its import was finished or deleted in this moment
+        return False
+    return True
 
 
 def likely_encoding(path: Path) -> str:
@@ -208,15 +242,18 @@ def _first_filled(records: Sequence[Record], column: int) -> str:
 
 def choose(job: ImportJob) -> bool:
     """Keeps how the file of ``job`` is to be read; False when it is being imported already: what
-    another window says then must not change the columns in the middle."""
-    untouched = ImportJob.objects.filter(pk=job.pk, status__in=STARTABLE, checkpoint_bytes=0)
+    another window says then must not change the columns in the middle. Or its file is gone."""
+    untouched = ImportJob.objects.filter(
+        ~Q(path=""), pk=job.pk, status__in=STARTABLE, checkpoint_bytes=0
+    )
     return bool(
         untouched.update(encoding=job.encoding, delimiter=job.delimiter, mapping=job.mapping)
     )
 
 
 def start(job: ImportJob, *, now: datetime) -> bool:
-    """Gives the import to the background; False when it is under way or finished.
+    """Gives the import to the background; False when it is under way or finished, or when its file
+    was forgotten.
 
     One that failed or was cancelled goes on after its last checkpoint.
     """
@@ -227,8 +264,11 @@ def start(job: ImportJob, *, now: datetime) -> bool:
 
 
 def enqueue(job: ImportJob, *, now: datetime) -> bool:
-    """Makes the import ready for ``carry_on``; False when it is under way or finished."""
-    return job.move(STARTABLE, ImportStatus.QUEUED, failure="", finished_at=None, alive_at=now)
+    """Makes the import ready for ``carry_on``; False when it is under way or finished, or when its
+    file was forgotten."""
+    return job.move(
+        STARTABLE, ImportStatus.QUEUED, ~Q(path=""), failure="", finished_at=None, alive_at=now
+    )
 
 
 def hand_on(job_id: int) -> None:

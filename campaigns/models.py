@@ -654,6 +654,7 @@ class ImportJob(models.Model):
         MailingList, on_delete=models.CASCADE, related_name="imports", verbose_name=_("list")
     )
     file_name = models.CharField(_("file"), max_length=255)
+    # Empty: forgotten, after UPLOAD_RETENTION_DAYS without a start.
     path = models.CharField(max_length=500, editable=False)
     # One of csv_source.ENCODINGS.
     encoding = models.CharField(_("encoding"), max_length=20, default="auto")
@@ -710,15 +711,24 @@ class ImportJob(models.Model):
     @property
     def is_untouched(self) -> bool:
         """Whether nothing has been imported yet, so that columns may still be chosen."""
-        return not self.is_under_way and not self.checkpoint_bytes and not self.finished
+        begun = self.is_under_way or self.checkpoint_bytes or self.finished
+        return not begun and not self.is_forgotten
+
+    @property
+    def is_forgotten(self) -> bool:
+        """Whether it can never go on, since its file was given up."""
+        return not self.path
 
     @property
     def finished(self) -> bool:
         return self.status == ImportStatus.FINISHED
 
-    def move(self, sources: Collection[str], target: str, **fields: Any) -> bool:
-        """Changes the state and the fields; False when the import is in none of the sources."""
-        moved = ImportJob.objects.filter(pk=self.pk, status__in=sources).update(
+    def move(
+        self, sources: Collection[str], target: str, only_if: Q | None = None, **fields: Any
+    ) -> bool:
+        """Changes the state and the fields; False when the import is in none of the sources, or not
+        as ``only_if`` asks."""
+        moved = ImportJob.objects.filter(only_if or Q(), pk=self.pk, status__in=sources).update(
             status=target, **fields
         )
         if moved:

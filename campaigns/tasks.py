@@ -35,3 +35,8 @@ def run_import(job_id: int) -> None:
 def resume_imports() -> None:
     """Takes up the imports whose worker was killed. Called every minute by a schedule."""
     imports.take_up_orphans(timezone.now())
+
+
+def keep_house() -> str:
+    """Forgets the files of imports that nobody went on with; each hour."""
+    return f"{imports.forget_abandoned_uploads(timezone.now())} uploads forgotten"

@@ -349,8 +349,10 @@ def start(model_admin: ImportJobAdmin, request: HttpRequest, job: ImportJob) -> 
 
 
 def take_over(request: HttpRequest, job: ImportJob) -> bool:
-    """Keeps what was chosen on the page of columns; False when the import has begun. A choice that
-    is not on the page is left out."""
+    """Keeps what was chosen on the page of columns; False when the import has begun or its file
+    is gone. A choice that is not on the page is left out."""
+    if job.is_forgotten:
+        return False
     reading = ReadingForm(request.POST)
     if not reading.is_valid():
         return job.is_untouched

@@ -64,6 +64,10 @@ def test_the_domain_that_stands_in_for_a_missing_one_is_the_one_that_was_checked
         ("LARGEST_IMPORT_MB", 0, 10),
         ("LARGEST_IMPORT_MB", "200", 10),
         ("SENDER", "acmenews", 11),
+        ("UPLOAD_RETENTION_DAYS", 0, 13),
+        ("UPLOAD_RETENTION_DAYS", 3651, 13),
+        ("UPLOAD_RETENTION_DAYS", "90", 13),
+        ("UPLOAD_RETENTION_DAYS", True, 13),
     ],
 )
 def test_a_wrong_value_is_refused(settings: Any, key: str, value: object, number: int) -> None:

@@ -323,6 +323,25 @@ def test_an_import_that_was_discarded_can_still_be_started(
     assert finished(job).new == 1
 
 
+def test_an_import_whose_file_was_forgotten_keeps_its_report_and_offers_no_way_on(
+    importer: Client, upload: Upload
+) -> None:
+    job = upload("email\na@example.org\n")
+    imports.forget_abandoned_uploads(timezone.now() + timedelta(days=91))
+
+    shown = importer.get(page(job)).content.decode()
+    assert "before anything was imported" in shown
+    assert "Its file was forgotten" in shown
+    assert page(job, "columns") not in shown
+    assert page(job, "resume") not in shown
+    assert importer.get(page(job, "columns"))["Location"] == page(job)
+    for name in ("columns", "start", "resume"):
+        answer = importer.post(page(job, name), choices("email", delimiter=","))
+        assert answer["Location"] == page(job)
+    job.refresh_from_db()
+    assert job.status == ImportStatus.CANCELLED
+
+
 def test_columns_cannot_be_changed_once_it_runs(importer: Client, upload: Upload) -> None:
     job = upload("email,name\na@example.org,A\n")
     importer.post(page(job, "start"), choices("email", "name", delimiter=","))

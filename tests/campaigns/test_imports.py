@@ -14,6 +14,7 @@ from unittest import mock
 from urllib.parse import urlsplit
 
 import pytest
+from django.core.files.base import ContentFile
 from django.db import connection
 from django.utils import timezone
 from django_q.models import OrmQ
@@ -568,3 +569,100 @@ def test_an_uploaded_copy_is_removed_when_it_has_been_imported(
 
 def test_a_file_that_is_not_our_copy_is_left(prepare: Prepare) -> None:
     assert Path(carried_out(prepare("email\na@example.org\n")).path).exists()
+
+
+# ------------------------------------------------------------------------- abandoned uploads
+
+
+@pytest.fixture
+def uploaded(weekly: MailingList, tmp_path: Path, settings: Any) -> Callable[[], ImportJob]:
+    """Makes an import of an uploaded copy, its columns not chosen yet."""
+    settings.MEDIA_ROOT = tmp_path
+    settings.CAMPAIGNS = settings.CAMPAIGNS | {"UPLOAD_RETENTION_DAYS": 30}
+
+    def make() -> ImportJob:
+        copy = imports.keep_upload(ContentFile(b"email\na@example.org\nb@example.org\n"))
+        return imports.new_job(weekly, copy, file_name="readers.csv")
+
+    return make
+
+
+@pytest.mark.parametrize("ending", ["never started", "cancelled", "failed"])
+def test_the_file_of_an_abandoned_import_is_forgotten_and_its_report_is_not(
+    uploaded: Callable[[], ImportJob], monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    monkeypatch.setattr(imports, "BATCH_LINES", 1)
+    job, now = uploaded(), timezone.now()
+    copy = Path(job.path)
+    if ending != "never started":
+        imports.enqueue(job, now=now)
+        imports.carry_on(job.pk, is_time_up=lambda: True)
+    if ending == "cancelled":
+        imports.cancel(job, now=now)
+    elif ending == "failed":
+        imports.fail(job, "The disk is full.")
+
+    assert imports.forget_abandoned_uploads(now + timedelta(days=29)) == 0
+    assert copy.exists()
+    assert imports.forget_abandoned_uploads(now + timedelta(days=31)) == 1
+    assert not copy.exists()
+
+    job.refresh_from_db()
+    assert job.is_forgotten
+    assert job.status == (ImportStatus.FAILED if ending == "failed" else ImportStatus.CANCELLED)
+    assert job.new == (0 if ending == "never started" else 1)
+    assert not imports.start(job, now=now)
+    assert not imports.choose(job)
+
+
+def test_the_file_of_an_import_that_is_under_way_is_kept_however_old_it_is(
+    uploaded: Callable[[], ImportJob],
+) -> None:
+    job, now = uploaded(), timezone.now()
+    imports.enqueue(job, now=now)
+    assert imports.forget_abandoned_uploads(now + timedelta(days=31)) == 0
+    assert counts(carried_out(job)) == {"new": 2}
+
+
+def test_an_import_that_was_gone_on_with_is_kept_from_then_on(
+    uploaded: Callable[[], ImportJob],
+) -> None:
+    job, now = uploaded(), timezone.now()
+    imports.cancel(job, now=now)
+    later = now + timedelta(days=29)
+    imports.enqueue(job, now=later)
+    imports.cancel(job, now=later)
+    assert imports.forget_abandoned_uploads(now + timedelta(days=31)) == 0
+    assert imports.enqueue(job, now=later)
+
+
+def test_a_file_that_no_import_needs_is_removed_once_it_is_old(
+    uploaded: Callable[[], ImportJob],
+) -> None:
+    # Killed between the file and the row, or between the last line and the removal.
+    stray = imports.keep_upload(ContentFile(b"email\nc@example.org\n"))
+    left_over, now = uploaded(), timezone.now()
+    ImportJob.objects.update(status=ImportStatus.FINISHED, finished_at=now)
+    assert imports.forget_abandoned_uploads(now + timedelta(days=29)) == 0
+    assert imports.forget_abandoned_uploads(now + timedelta(days=31)) == 2
+    assert not stray.exists()
+    assert not Path(left_over.path).exists()
+
+
+def test_a_file_that_is_not_our_copy_is_never_forgotten(
+    prepare: Prepare, uploaded: Callable[[], ImportJob]
+) -> None:
+    job, now = prepare("email\na@example.org\n"), timezone.now()
+    imports.cancel(job, now=now)
+    assert imports.forget_abandoned_uploads(now + timedelta(days=31)) == 0
+    assert Path(job.path).exists()
+    assert imports.enqueue(job, now=now)
+
+
+def test_house_keeping_forgets_abandoned_uploads(uploaded: Callable[[], ImportJob]) -> None:
+    job = uploaded()
+    long_ago = timezone.now() - timedelta(days=31)
+    ImportJob.objects.update(created_at=long_ago)
+    os.utime(job.path, (long_ago.timestamp(), long_ago.timestamp()))
+    assert tasks.keep_house() == "1 uploads forgotten"
+    assert not Path(job.path).exists()

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.django_db
 
 EXPECTED = {
     "campaigns.tasks.resume_imports": 1,
+    "campaigns.tasks.keep_house": 60,
     "delivery.tasks.coordinate": 1,
     "delivery.tasks.look_up_domains": 10,
     "bounces.tasks.poll_mailboxes": 1,
