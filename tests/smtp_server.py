@@ -611,10 +611,12 @@ class Session:
 
     async def read_letter(self) -> bytes:
         """Reads up to and with the final dot; the letter without the transport's dots."""
+        # Asked when the first octets are there: a client that was killed before it had read our 354
+        # has sent nothing, and nothing happened to its letter.
+        while not self.buffer:
+            await self.fill()
         rule = self.server.rule_for(At.BODY, self, self.rcpt_to)
         if rule is not None:
-            while not self.buffer:
-                await self.fill()
             await asyncio.sleep(rule.delay)
             if rule.drop:
                 self.hang_up(rule)
