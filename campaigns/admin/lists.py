@@ -289,9 +289,8 @@ class SubscriptionAdmin(LongList, ModelAdmin):
 
     @action(description=_("Unsubscribe the selected readers"), permissions=["change"])
     def unsubscribe(self, request: HttpRequest, queryset: QuerySet) -> None:
-        moved = sum(
-            subscription.move(SubscriptionStatus.UNSUBSCRIBED, source=SOURCE, by=request.user)
-            for subscription in queryset
+        moved = Subscription.move_all(
+            queryset, SubscriptionStatus.UNSUBSCRIBED, source=SOURCE, by=request.user
         )
         self.message_user(
             request,

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
-from django.db import connection
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
+from campaigns import models
 from campaigns.models import (
     MailingList,
     Subscriber,
@@ -337,6 +343,91 @@ def test_selected_readers_are_unsubscribed_each_with_a_record(client, chief):
 
     assert Subscription.objects.filter(status="unsubscribed").count() == 2
     assert SubscriptionEvent.objects.filter(by=chief, to_status="unsubscribed").count() == 2
+
+
+def test_all_of_a_long_list_are_unsubscribed_page_by_page(client, chief, monkeypatch):
+    monkeypatch.setattr(models, "MOVED_AT_ONCE", 2)
+    mailing_list("news", readers=5)
+    first, *others = Subscription.objects.order_by("pk")
+    first.move("unsubscribed", source="before")
+    mailing_list("other", readers=1)
+
+    with CaptureQueriesContext(connection) as queries:
+        answer = unsubscribe_all(client, "news")
+
+    assert "4 readers unsubscribed." in answer.content.decode()
+    assert Subscription.objects.filter(mailing_list__label="other", status="subscribed").exists()
+    events = SubscriptionEvent.objects.filter(source="admin", by=chief).order_by("subscription")
+    assert list(events.values_list("subscription", "from_status", "to_status")) == [
+        (subscription.pk, "subscribed", "unsubscribed") for subscription in others
+    ]
+    moves = [query for query in queries if query["sql"].startswith("UPDATE")]
+    assert len([query for query in moves if "campaigns_subscription" in query["sql"]]) == 3
+
+
+def test_unsubscribing_that_is_cut_short_has_done_whole_pages(client, monkeypatch):
+    monkeypatch.setattr(models, "MOVED_AT_ONCE", 2)
+    mailing_list("news", readers=5)
+    write, pages = SubscriptionEvent.objects.bulk_create, []
+
+    def write_one_page(events):
+        pages.append(write(events))
+        if len(pages) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SubscriptionEvent.objects, "bulk_create", write_one_page)
+        with pytest.raises(KeyboardInterrupt):
+            unsubscribe_all(client, "news")
+
+    assert Subscription.objects.filter(status="unsubscribed").count() == 2
+    assert SubscriptionEvent.objects.count() == 2
+    unsubscribe_all(client, "news")
+    assert Subscription.objects.filter(status="unsubscribed").count() == 5
+    assert SubscriptionEvent.objects.count() == 5
+
+
+def unsubscribe_all(client, label):
+    """ "Select all" on the subscriptions of a list, and the action."""
+    shown = MailingList.objects.get(label=label)
+    return client.post(
+        f"{page('subscription', 'changelist')}?mailing_list__id__exact={shown.pk}",
+        {
+            "action": "unsubscribe",
+            "select_across": "1",
+            "_selected_action": shown.subscriptions.values_list("pk", flat=True)[:1],
+        },
+        follow=True,
+    )
+
+
+@pytest.mark.postgresql  # SQLite locks no single row
+@pytest.mark.django_db(transaction=True)
+def test_a_subscription_that_somebody_holds_keeps_no_other_waiting():
+    mailing_list("news", readers=3)
+    first, held, last = Subscription.objects.order_by("pk")
+    is_held = threading.Event()
+
+    def hold_until_the_others_are_moved():
+        try:
+            with transaction.atomic():
+                Subscription.objects.select_for_update().get(pk=held.pk)
+                is_held.set()
+                ends = time.monotonic() + 10
+                moved = Subscription.objects.filter(status="unsubscribed")
+                while moved.count() < 2 and time.monotonic() < ends:
+                    time.sleep(0.01)
+                return set(moved.values_list("pk", flat=True))
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor() as pool:
+        seen = pool.submit(hold_until_the_others_are_moved)
+        assert is_held.wait(10)
+        everybody = Subscription.objects.all()
+        assert Subscription.move_all(everybody, "unsubscribed", source="test") == 3
+        assert seen.result() == {first.pk, last.pk}
+    assert set(everybody.values_list("status", flat=True)) == {"unsubscribed"}
 
 
 def test_a_subscription_is_never_deleted_alone(client):
