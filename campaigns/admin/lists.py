@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 from urllib.parse import urlencode
 
@@ -28,7 +29,10 @@ from unfold.widgets import UnfoldAdminTextareaWidget
 from campaigns.addresses import address_key, normalise_address
 from campaigns.admin.long_lists import LongList, is_changelist
 from campaigns.models import (
+    Campaign,
+    ImportJob,
     MailingList,
+    RefusedRow,
     Subscriber,
     Subscription,
     SubscriptionEvent,
@@ -97,6 +101,24 @@ class MailingListAdmin(ModelAdmin):
         return super().has_delete_permission(request, obj) and (
             obj is None or not obj.subscriptions.exists()
         )
+
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
+        # Django's own would load each refused line of each import, up to a million of them.
+        jobs = list(ImportJob.objects.filter(mailing_list__in=objs))
+        may_delete = self.admin_site.get_model_admin(ImportJob).has_delete_permission
+        needed = {ImportJob._meta.verbose_name for job in jobs if not may_delete(request, job)}
+        counts: Counter[Any] = Counter()
+        for model, count in [
+            (MailingList, len(objs)),
+            (ImportJob, len(jobs)),
+            (RefusedRow, sum(job.refused for job in jobs)),
+            *(
+                (through, through.objects.filter(mailinglist__in=objs).count())
+                for through in (Campaign.include_lists.through, Campaign.exclude_lists.through)
+            ),
+        ]:
+            counts[model._meta.verbose_name_plural] += count
+        return [*map(str, objs), [str(job) for job in jobs]], +counts, needed, []
 
     def get_actions(self, request: HttpRequest) -> dict[str, Any]:
         actions = super().get_actions(request)

@@ -14,13 +14,15 @@ from django.utils import timezone
 
 from campaigns import models
 from campaigns.models import (
+    ImportJob,
     MailingList,
+    RefusedRow,
     Subscriber,
     Subscription,
     SubscriptionEvent,
     Suppression,
 )
-from tests.campaigns.admin_world import HOSTILE, browser, mailing_list, person
+from tests.campaigns.admin_world import HOSTILE, browser, draft, mailing_list, person
 
 pytestmark = pytest.mark.django_db
 
@@ -83,6 +85,63 @@ def test_a_list_that_has_readers_is_not_deleted(client):
 
     assert client.post(page("mailinglist", "delete", news.pk), {"post": "yes"}).status_code == 403
     client.post(page("mailinglist", "delete", empty.pk), {"post": "yes"})
+    assert list(MailingList.objects.all()) == [news]
+
+
+def imported(into, refused):
+    """A finished import whose lines were all refused."""
+    job = ImportJob.objects.create(
+        mailing_list=into,
+        file_name="readers.csv",
+        path="/nowhere/readers.csv",
+        status="finished",
+        refused=refused,
+    )
+    RefusedRow.objects.bulk_create(
+        RefusedRow(job=job, line=line, value="?", reason=f"no address in {line}")
+        for line in range(refused)
+    )
+    return job
+
+
+def test_deleting_a_list_counts_its_refused_lines_and_reads_none_of_them(client):
+    news = mailing_list("news")
+    imported(news, refused=3)
+    imported(news, refused=4)
+    draft(news)
+    draft().exclude_lists.add(news)
+    imported(mailing_list("other"), refused=1)
+    with CaptureQueriesContext(connection) as queries:
+        answer = client.get(page("mailinglist", "delete", news.pk))
+
+        counts = {str(name): count for name, count in answer.context["model_count"]}
+        assert (counts["lists"], counts["imports"], counts["refused lines"]) == (1, 2, 7)
+        assert counts["campaign-mailinglist relationships"] == 2
+        assert "readers.csv -&gt; News" in answer.content.decode()
+        assert "no address in" not in answer.content.decode()
+
+        client.post(page("mailinglist", "delete", news.pk), {"post": "yes"})
+
+    of_lines = [query["sql"] for query in queries if "campaigns_refusedrow" in query["sql"]]
+    assert [sql.split()[0] for sql in of_lines] == ["DELETE"]
+    assert list(MailingList.objects.values_list("label", flat=True)) == ["other"]
+    assert RefusedRow.objects.count() == 1
+
+
+def test_a_list_is_not_deleted_under_a_running_import_or_without_the_right_to_delete_imports(
+    client,
+):
+    news = mailing_list("news")
+    job = imported(news, refused=1)
+    of_lists = browser(person("view_mailinglist", "delete_mailinglist", name="of lists"))
+
+    assert of_lists.get(page("mailinglist", "delete", news.pk)).context["perms_lacking"] == {
+        "import"
+    }
+    of_lists.post(page("mailinglist", "delete", news.pk), {"post": "yes"})
+    ImportJob.objects.filter(pk=job.pk).update(status="running")
+    client.post(page("mailinglist", "delete", news.pk), {"post": "yes"})
+
     assert list(MailingList.objects.all()) == [news]
 
 
