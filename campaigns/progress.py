@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.utils.translation import gettext_lazy as _
@@ -38,6 +38,7 @@ OPEN_STATES = ("sending", "claimed", "deferred", "queued")
 FAILED_STATES = ("rejected", "expired")
 # Shown even when nothing is in them; the others appear when something is.
 ALWAYS_SHOWN = frozenset({"sent", "bounced", "deferred", "queued"})
+LONGEST_FORESEEN = timedelta(days=365).total_seconds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,3 +116,11 @@ class Progress:
             return 0.0
         seconds = ((finished_at or now) - started_at).total_seconds()
         return self.done / seconds if seconds > 0 else 0.0
+
+    def expected_finish(self, now: datetime, per_second: float) -> datetime | None:
+        """When the last letter is settled at this speed; None when none is left, none moves, or it
+        lies further ahead than anybody plans."""
+        if not self.left or not per_second > 0:
+            return None
+        seconds = self.left / per_second
+        return now + timedelta(seconds=seconds) if seconds < LONGEST_FORESEEN else None

@@ -497,22 +497,34 @@ def scheduled_note(event: CampaignEvent) -> str:
 
 def progress_json(model_admin: Any, request: HttpRequest, campaign: Campaign) -> JsonResponse:
     """What watch.js asks for each second: a few small queries, whatever the campaign's size."""
-    return JsonResponse(
-        state_of(campaign, progress_of(campaign), timezone.now()),
-        headers={"Cache-Control": "no-store"},
-    )
+    state = state_of(campaign, progress_of(campaign), timezone.now(), seen_speed(request))
+    return JsonResponse(state, headers={"Cache-Control": "no-store"})
+
+
+def seen_speed(request: HttpRequest) -> float:
+    """Letters per second as the page saw them lately; 0.0 when it did not say, or nothing known."""
+    try:
+        speed = float(request.GET.get("per_second", 0))
+    except ValueError:
+        return 0.0
+    return speed if speed > 0 else 0.0  # and not NaN
 
 
 def progress_of(campaign: Campaign) -> Progress:
     return Progress(CampaignTotals.of([campaign.pk])[campaign.pk])
 
 
-def state_of(campaign: Campaign, progress: Progress, now: datetime) -> dict[str, Any]:
-    """The campaign at this moment, as watch.js understands it. Times are seconds since 1970."""
+def state_of(
+    campaign: Campaign, progress: Progress, now: datetime, per_second: float = 0.0
+) -> dict[str, Any]:
+    """The campaign at this moment, as watch.js understands it. Times are seconds since 1970.
+
+    ``per_second`` is the speed of late; without it the average foretells the finish.
+    """
+    average = progress.average_per_second(campaign.started_at, now, campaign.finished_at)
     return {
         "status": campaign.status,
         "is_final": campaign.is_final,
-        # While the queue is being filled the total still grows: no finish is foretold.
         "is_filled": campaign.filled_at is not None,
         "at": now.timestamp(),
         "total": progress.total,
@@ -520,12 +532,26 @@ def state_of(campaign: Campaign, progress: Progress, now: datetime) -> dict[str,
         "left": progress.left,
         "percent": progress.percent,
         "headline": progress.headline,
-        "average_per_second": progress.average_per_second(
-            campaign.started_at, now, campaign.finished_at
-        ),
+        "average_per_second": average,
+        "finish": expected_finish(campaign, progress, now, per_second or average),
         "counts": {segment.state: segment.count for segment in progress.segments},
         "waiting": waiting_for(campaign, now),
     }
+
+
+def expected_finish(
+    campaign: Campaign, progress: Progress, now: datetime, per_second: float
+) -> dict[str, Any] | None:
+    """The finish at this speed, in words of the site's time zone as all times of the page; None
+    while nobody can say."""
+    # While the queue is being filled the total still grows: no finish is foretold.
+    if campaign.status != CampaignStatus.SENDING or campaign.filled_at is None:
+        return None
+    at = progress.expected_finish(now, per_second)
+    if at is None:
+        return None
+    words = "H:i" if at - now < timedelta(days=1) else "j M Y, H:i"
+    return {"at": at.timestamp(), "words": date_format(timezone.localtime(at), words)}
 
 
 def waiting_for(campaign: Campaign, now: datetime) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 from django.contrib.auth.models import Permission
@@ -602,6 +603,47 @@ def test_the_numbers_come_as_json(client):
     assert state["counts"]["deferred"] == 1
     assert (state["status"], state["is_final"], state["is_filled"]) == ("sending", False, False)
     assert state["average_per_second"] > 0
+
+
+@pytest.mark.parametrize(
+    ("per_second", "written"), [("0.01", "%H:%M"), ("0.0001", "%-d %b %Y, %H:%M")]
+)
+def test_the_expected_finish_is_said_in_the_time_zone_of_the_site(client, per_second, written):
+    campaign = sending()
+    Campaign.objects.update(filled_at=timezone.now())
+    count(campaign, eligible=100, sent=40, queued=60)
+
+    with timezone.override("Asia/Tokyo"):
+        answer = client.get(url(campaign, "progress"), {"per_second": per_second})
+
+    state = answer.json()
+    assert state["finish"]["at"] == pytest.approx(state["at"] + 60 / float(per_second))
+    at = datetime.fromtimestamp(state["finish"]["at"], ZoneInfo("Asia/Tokyo"))
+    assert state["finish"]["words"] == at.strftime(written)
+
+
+def test_without_a_speed_of_late_the_average_foretells_the_finish(client):
+    campaign = sending()
+    hour_ago = timezone.now() - timedelta(hours=1)
+    Campaign.objects.update(started_at=hour_ago, filled_at=hour_ago)
+    count(campaign, eligible=100, sent=50, queued=50)
+
+    for nothing_known in ("", "?per_second=fast", "?per_second=nan", "?per_second=0"):
+        state = client.get(url(campaign, "progress") + nothing_known).json()
+        assert state["finish"]["at"] == pytest.approx(state["at"] + 3600, abs=60)
+    assert state["finish"]["words"] in client.get(url(campaign)).content.decode()
+
+
+def test_no_finish_is_foretold_while_the_queue_is_filled_or_nothing_is_sent(client):
+    campaign = sending()
+    count(campaign, eligible=10, sent=4, queued=6)
+
+    assert client.get(url(campaign, "progress"), {"per_second": "1"}).json()["finish"] is None
+    Campaign.objects.update(filled_at=timezone.now())
+    assert client.get(url(campaign, "progress"), {"per_second": "1"}).json()["finish"]
+    campaign.refresh_from_db()
+    campaign.pause()
+    assert client.get(url(campaign, "progress"), {"per_second": "1"}).json()["finish"] is None
 
 
 def test_the_numbers_take_few_queries(client, django_assert_max_num_queries):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 from django.conf import settings
+from django.utils import timezone
 from playwright.sync_api import Browser, Page, expect
 
-from campaigns.models import CampaignTotals
+from campaigns.models import Campaign, CampaignTotals
 from tests.campaigns.admin_world import browser as logged_in
 from tests.campaigns.admin_world import count, draft, mailing_list, person, sending, url
 
@@ -33,7 +36,7 @@ PAYLOADS = {
 @pytest.fixture
 def page(chromium: Browser, live_server) -> Iterator[Page]:
     session = logged_in(person(name="chief", is_superuser=True)).cookies
-    context = chromium.new_context(base_url=live_server.url)
+    context = chromium.new_context(base_url=live_server.url, timezone_id="Asia/Tokyo")
     cookie = session[settings.SESSION_COOKIE_NAME].value
     context.add_cookies(
         [{"name": settings.SESSION_COOKIE_NAME, "value": cookie, "url": live_server.url}]
@@ -76,6 +79,20 @@ def test_the_numbers_of_a_running_campaign_come_without_a_reload(page: Page):
 
     page.get_by_role("button", name="Resume").click()
     expect(page.get_by_role("button", name="Pause")).to_be_visible()
+
+
+def test_the_expected_finish_is_in_the_time_zone_of_the_site_wherever_the_browser_is(page: Page):
+    campaign = sending(mailing_list("news", readers=1))
+    now = timezone.now()
+    Campaign.objects.update(started_at=now - timedelta(hours=1), filled_at=now)
+    count(campaign, eligible=200, sent=100, queued=100)
+
+    page.goto(url(campaign))
+
+    minutes = [timezone.localtime(now + timedelta(minutes=60 + late)) for late in range(3)]
+    words = "|".join(f"{at:%H:%M}" for at in minutes)
+    finish = page.locator("[data-part=finish]")
+    expect(finish).to_have_text(re.compile(rf"^({words}) \(in 6[0-2] minutes\)$"))
 
 
 def test_the_size_of_the_letter_is_counted_while_one_writes(page: Page):

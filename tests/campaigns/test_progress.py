@@ -59,3 +59,13 @@ def test_the_average_counts_from_the_start_to_the_finish(now: datetime):
     assert done.average_per_second(now, now + timedelta(days=1), now + timedelta(seconds=10)) == 10
     assert done.average_per_second(None, now) == 0.0
     assert done.average_per_second(now, now) == 0.0
+
+
+def test_the_finish_is_foretold_from_what_is_left_and_the_speed():
+    now = datetime(2026, 11, 1, 12, 0)
+    half_done = progress(eligible=200, sent=100, queued=90, deferred=10)
+
+    assert half_done.expected_finish(now, 0.5) == now + timedelta(seconds=200)
+    assert progress(eligible=5, sent=5).expected_finish(now, 0.5) is None
+    for speed in (0.0, -1.0, float("nan"), 1e-9, 5e-324):
+        assert half_done.expected_finish(now, speed) is None

@@ -10,8 +10,6 @@
   const RATE_WINDOW_SECONDS = 10;
   const language = document.documentElement.lang || undefined;
   const whole = new Intl.NumberFormat(language, { maximumFractionDigits: 0 });
-  const clock = new Intl.DateTimeFormat(language, { hour: "2-digit", minute: "2-digit" });
-  const date = new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle: "short" });
   const relative = new Intl.RelativeTimeFormat(language);
 
   const inWords = (seconds) => {
@@ -31,6 +29,7 @@
       this.every = Number(root.dataset.every || 1);
       this.failures = 0;
       this.polls = [];
+      this.recent = 0;
       this.status = root.dataset.status;
       this.timer = null;
     }
@@ -59,12 +58,18 @@
       this.timer = setTimeout(() => this.ask(), seconds * 1000);
     }
 
+    // Only the server knows the time zone of the page's times: it is told the speed, and foretells.
+    address() {
+      const speed = this.recent > 0 ? `?per_second=${this.recent}` : "";
+      return this.root.dataset.watch + speed;
+    }
+
     async ask() {
       clearTimeout(this.timer);
       if (this.asking) return;
       this.asking = true;
       try {
-        const answer = await fetch(this.root.dataset.watch, {
+        const answer = await fetch(this.address(), {
           headers: { Accept: "application/json" },
           credentials: "same-origin",
         });
@@ -130,20 +135,13 @@
 
     showSpeed(state) {
       if (!this.part("speed")) return;
-      const recent = state.status === "sending" ? this.recentSpeed() : 0;
+      this.recent = state.status === "sending" ? this.recentSpeed() : 0;
       const average = state.average_per_second;
-      this.write("speed", recent > 0 ? speedInWords(recent) : "–");
+      this.write("speed", this.recent > 0 ? speedInWords(this.recent) : "–");
       this.write("average", average > 0 ? speedInWords(average) : "–");
-      const speed = recent || average;
-      const open = state.status === "sending" && state.is_filled && state.left > 0 && speed > 0;
-      if (!open) {
-        this.write("finish", "–");
-        return;
-      }
-      const seconds = state.left / speed;
-      const at = new Date((state.at + seconds) * 1000);
-      const when = seconds < 86400 ? clock.format(at) : date.format(at);
-      this.write("finish", `${when} (${inWords(seconds)})`);
+      const finish = state.finish;
+      const when = finish ? `${finish.words} (${inWords(finish.at - state.at)})` : "–";
+      this.write("finish", when);
     }
 
     showWaiting(sentences) {
