@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from campaigns.addresses import address_key
 from campaigns.editions import freeze
 from campaigns.models import Campaign, CampaignTotals, MailingList, Subscriber, Subscription
-from delivery import coordinator, queue
+from delivery import coordinator, queue, worker
 from delivery.conf import delivery_settings
 from delivery.leases import Lease
 from delivery.models import Delivery
@@ -53,6 +54,12 @@ def _clean_outbox():
     yield
     MemoryProvider.outbox.clear()
     MemoryProvider.answer = None
+
+
+@pytest.fixture(autouse=True)
+def _no_second_of_waiting(monkeypatch):
+    """What is known is written soon, whether or not more comes to share its commit."""
+    monkeypatch.setattr(worker, "LONGEST_UNWRITTEN", 0.02)
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +133,7 @@ def hand_over(lease: Lease, ids: Sequence[int], now: datetime) -> list[int]:
     return queue.record_and_hand_over(lease, [], [], ids, now)
 
 
-def coordinate(clock: Clock) -> dict[str, int]:
+def coordinate(clock: Callable[[], datetime], recorders: Path | None = None) -> dict[str, int]:
     """One round of the coordinator; the workers that it would have started."""
     started: dict[str, int] = {}
     coordinator.coordinate(
@@ -135,7 +142,7 @@ def coordinate(clock: Clock) -> dict[str, int]:
         started.__setitem__,
         timedelta(seconds=20),
         dice=Random(1),
-        recorders=None,
+        recorders=recorders,
     )
     return started
 

@@ -85,16 +85,32 @@ def test_each_rate_has_its_own_whole():
 # ------------------------------------------------------------------------ the circuit breaker
 
 
-@in_a_database
-def test_a_relay_that_refuses_everybody_stops_the_campaign_and_suppresses_nobody(
-    mailing_list, clock
-):
+def stopped_by_a_burst(mailing_list, clock):
+    """A campaign to sixty readers whose first letters were all refused as to unknown readers."""
     make_readers(mailing_list, 60)
     campaign = make_campaign(mailing_list, clock())
     coordinate(clock)
     MemoryProvider.answer = lambda message: GONE
     run_slice(clock)
     campaign.refresh_from_db()
+    return campaign
+
+
+def resumed_after_a_burst(mailing_list, clock):
+    """The same, a minute after a person has resumed it; the relay still refuses."""
+    campaign = stopped_by_a_burst(mailing_list, clock)
+    campaign.resume()
+    CampaignEvent.objects.filter(action="resumed").update(at=clock.advance(minutes=5))
+    clock.advance(minutes=1)
+    coordinate(clock)
+    return campaign
+
+
+@in_a_database
+def test_a_relay_that_refuses_everybody_stops_the_campaign_and_suppresses_nobody(
+    mailing_list, clock
+):
+    campaign = stopped_by_a_burst(mailing_list, clock)
     assert campaign.status == "paused"
     assert statuses(campaign) == {"rejected": 10, "queued": 50}
     event = CampaignEvent.objects.get(action="paused")
@@ -175,16 +191,7 @@ def test_more_than_five_per_cent_alike_stop_the_campaign_though_others_lie_betwe
 
 @in_a_database
 def test_after_a_person_resumed_only_what_comes_then_counts(mailing_list, clock):
-    make_readers(mailing_list, 60)
-    campaign = make_campaign(mailing_list, clock())
-    coordinate(clock)
-    MemoryProvider.answer = lambda message: GONE
-    run_slice(clock)
-    campaign.refresh_from_db()
-    campaign.resume()
-    CampaignEvent.objects.filter(action="resumed").update(at=clock.advance(minutes=5))
-    clock.advance(minutes=1)
-    coordinate(clock)
+    campaign = resumed_after_a_burst(mailing_list, clock)
     assert Alert.objects.get().resolved_at is not None, "it is over when somebody resumes"
     answers = iter([GONE] * 9 + [TAKEN] * 100)
     MemoryProvider.answer = lambda message: next(answers)
@@ -200,16 +207,7 @@ def test_after_a_person_resumed_only_what_comes_then_counts(mailing_list, clock)
 
 @in_a_database
 def test_the_breaker_trips_again_when_the_trouble_goes_on(mailing_list, clock):
-    make_readers(mailing_list, 60)
-    campaign = make_campaign(mailing_list, clock())
-    coordinate(clock)
-    MemoryProvider.answer = lambda message: GONE
-    run_slice(clock)
-    campaign.refresh_from_db()
-    campaign.resume()
-    CampaignEvent.objects.filter(action="resumed").update(at=clock.advance(minutes=5))
-    clock.advance(minutes=1)
-    coordinate(clock)
+    campaign = resumed_after_a_burst(mailing_list, clock)
     run_slice(clock)
     campaign.refresh_from_db()
     assert campaign.status == "paused"

@@ -12,10 +12,9 @@ from random import Random
 import pytest
 from django.db import InternalError, OperationalError
 
-from delivery import coordinator, leases, queue, worker
+from delivery import leases, queue, worker
 from delivery.audit import audit_campaign
 from delivery.composing import _letter
-from delivery.conf import delivery_settings
 from delivery.models import Delivery, WorkerLease
 from delivery.outcomes import Accepted, Deferred, Phase, Rejected, Reply, Unavailable, Unconfirmed
 from delivery.providers.memory import MemoryProvider
@@ -41,7 +40,6 @@ AWAY = OperationalError("server closed the connection unexpectedly")
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
     monkeypatch.setattr(worker, "DATABASE_PAUSE", timedelta(0))
-    monkeypatch.setattr(worker, "LONGEST_UNWRITTEN", 0.02)
 
 
 def in_a_thread(unit, *arguments):
@@ -49,17 +47,6 @@ def in_a_thread(unit, *arguments):
     thread = threading.Thread(target=unit, args=arguments)
     thread.start()
     thread.join()
-
-
-def reclaim_what_is_left(clock, recorders):
-    coordinator.coordinate(
-        delivery_settings(),
-        clock,
-        lambda alias, count: None,
-        timedelta(seconds=20),
-        dice=Random(1),
-        recorders=recorders,
-    )
 
 
 def recorded_worker(clock, recorders, provider=None) -> Worker:
@@ -140,7 +127,7 @@ def test_a_place_that_cannot_be_given_back_is_reclaimed_at_once_with_all_that_wa
     assert is_being_written(made.recorder.path) is False
     monkeypatch.undo()
     MemoryProvider.answer = None
-    reclaim_what_is_left(clock, tmp_path)
+    coordinate(clock, tmp_path)
     assert not WorkerLease.objects.filter(claim_key__isnull=False).exists()
     # The fifth was noted, and stayed: the lease had run out meanwhile.
     assert statuses(campaign) == {"sent": 4, "queued": 8}
@@ -252,7 +239,7 @@ def test_letters_in_the_hands_of_nobody_go_back_or_into_doubt(campaign, clock, t
     leases.give_back(frozen)  # another host took it for dead
     claims = queue.claim(frozen, [campaign.pk], 5, clock())
     hand_over(frozen, [claims[0].id], clock())
-    reclaim_what_is_left(clock, tmp_path)
+    coordinate(clock, tmp_path)
     assert statuses(campaign) == {"queued": 11, "unconfirmed": 1}
     assert audit_campaign(campaign.pk).imbalances == []
 
@@ -424,7 +411,7 @@ def test_in_any_order_of_events_nothing_is_lost_or_doubled_or_sent_without_a_not
         campaign.refresh_from_db()
         if campaign.status == "paused":
             campaign.resume()
-        reclaim_what_is_left(clock, tmp_path)
+        coordinate(clock, tmp_path)
         campaign.refresh_from_db()
         if campaign.status == "finished":
             break

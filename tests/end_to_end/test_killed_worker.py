@@ -13,11 +13,10 @@ import pytest
 from django.utils import timezone
 
 from campaigns.models import MailingList
-from delivery import coordinator
 from delivery.audit import audit_campaign
-from delivery.conf import delivery_settings
 from delivery.models import Delivery, WorkerLease
 from tests.database_url import database_url
+from tests.delivery import conftest
 from tests.delivery.conftest import make_campaign, make_readers, statuses
 from tests.smtp_server import At, Rule, SMTPServer
 
@@ -46,14 +45,7 @@ def environment(server: SMTPServer, var: Path, *, with_recorder: bool) -> dict[s
 def coordinate(recorders: Path | None) -> None:
     """One round; where no recording can show that a worker is dead, after its lease."""
     ahead = timedelta(0) if recorders else timedelta(minutes=2)
-    coordinator.coordinate(
-        delivery_settings(),
-        lambda: timezone.now() + ahead,
-        lambda alias, count: None,
-        timedelta(seconds=20),
-        dice=Random(1),
-        recorders=recorders,
-    )
+    conftest.coordinate(lambda: timezone.now() + ahead, recorders)
 
 
 @pytest.mark.parametrize(

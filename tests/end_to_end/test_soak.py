@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
 from random import Random
 
@@ -31,6 +30,7 @@ from delivery.reclaim import reclaim_all
 from tests.delivery.conftest import make_campaign, make_readers, statuses
 from tests.end_to_end.clusters import Cluster, Killed, cluster_environment
 from tests.end_to_end.server_log import prove
+from tests.end_to_end.soak_settings import UNDER_KILLS
 from tests.postgresql import RestartableServer
 from tests.smtp_server import At, Drop, Rule, Session, SMTPServer
 
@@ -59,11 +59,8 @@ def seeds(short: int) -> list[int]:
 @pytest.fixture
 def real_settings(settings, tmp_path, monkeypatch):
     """What the cluster's processes read from the environment, for the coordinator in this one."""
-    settings.DELIVERY = {
+    settings.DELIVERY = UNDER_KILLS | {
         "WORKERS": WORKERS,
-        "GUARD_RAILS": {"UNCONFIRMED": None, "DEFERRED": None},
-        # The coordinator settles what a killed worker had noted.
-        "RETRY_AFTER": [timedelta(seconds=1)],
         "RETURN_PATH": "bounce+{token}@bounces.example.org",
         "RECORDERS": tmp_path / "recorders",
         "PROVIDERS": {"default": {"BACKEND": "delivery.providers.memory.MemoryProvider"}},

@@ -9,17 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from random import Random
 
 import pytest
 from django.utils import timezone
 
 from campaigns.models import Campaign, MailingList
-from delivery import coordinator, limits
+from delivery import limits
 from delivery.audit import audit_campaign
-from delivery.conf import delivery_settings
 from delivery.outcomes import Phase, Reply, Unavailable
-from tests.delivery.conftest import make_campaign, make_readers, statuses
+from tests.delivery.conftest import coordinate, make_campaign, make_readers, statuses
 from tests.end_to_end.clusters import cluster_environment
 from tests.smtp_server import At, Rule, SMTPServer
 
@@ -35,20 +33,9 @@ def campaign() -> Campaign:
     mailing_list = MailingList.objects.create(name="Weekly", label="weekly")
     make_readers(mailing_list, LETTERS)
     campaign = make_campaign(mailing_list, timezone.now())
-    coordinate()
+    coordinate(timezone.now)
     campaign.refresh_from_db()
     return campaign
-
-
-def coordinate() -> None:
-    coordinator.coordinate(
-        delivery_settings(),
-        timezone.now,
-        lambda alias, count: None,
-        timedelta(seconds=20),
-        dice=Random(1),
-        recorders=None,
-    )
 
 
 @contextmanager
@@ -108,7 +95,7 @@ def test_after_a_cancellation_at_most_one_wave_of_each_worker_leaves(campaign, s
         campaign.cancel(timezone.now())
         at_the_commit = len(server.accepted)
     assert len(server.accepted) - at_the_commit <= MOST_AFTER
-    coordinate()
+    coordinate(timezone.now)
     assert set(statuses(campaign)) == {"sent", "cancelled"}
     assert statuses(campaign)["sent"] == len(server.accepted)
     assert audit_campaign(campaign.pk).imbalances == []

@@ -162,6 +162,8 @@ class Site(World):
             soon = [at for at in self._wake_at.values() if at and at <= self.clock() + PATIENCE]
             if soon:
                 self.clock.now = max(self.clock(), min(soon))
+            elif self.clock() == began and reads_every is None and self._all_is_done():
+                self.clock.now = end
             elif self.clock() == began:
                 self.clock.now += min(self._until_something_may_happen(step), end - began)
 
@@ -170,6 +172,11 @@ class Site(World):
         waits = [at - self.clock() for at in self._wake_at.values() if at]
         closed = self.rest or (LONG_STEP if waits else step)
         return max(step, min([*waits, closed, LONG_STEP]))
+
+    def _all_is_done(self) -> bool:
+        """Nothing is to be sent and nothing to be looked for, however much time goes by."""
+        in_doubt = Delivery.objects.filter(status="unconfirmed")
+        return not Campaign.objects.filter(status="sending").exists() and not in_doubt.exists()
 
     def _read_if_due(self, every: timedelta | None) -> None:
         if every is not None and (self._reads_at is None or self.clock() >= self._reads_at):

@@ -18,12 +18,10 @@ import pytest
 from django.utils import timezone
 
 from campaigns.models import MailingList
-from delivery import coordinator
 from delivery.audit import audit_campaign
-from delivery.conf import delivery_settings
 from delivery.models import Delivery, Resolution
 from tests.database_url import database_url
-from tests.delivery.conftest import make_campaign, make_readers, statuses
+from tests.delivery.conftest import coordinate, make_campaign, make_readers, statuses
 from tests.emulators.graph import GraphEmulator
 from tests.emulators.server import EmulatorServer
 from tests.microsoft365 import killed_settings
@@ -35,23 +33,12 @@ READERS = 30
 PATIENCE_SECONDS = 90
 
 
-def coordinate(recorders: Path) -> None:
-    coordinator.coordinate(
-        delivery_settings(),
-        timezone.now,
-        lambda alias, count: None,
-        timedelta(seconds=20),
-        dice=Random(1),
-        recorders=recorders,
-    )
-
-
 def kill_between_202_and_commit(kills: int, folder: Path) -> None:
     mailing_list = MailingList.objects.create(name="Weekly", label="weekly")
     make_readers(mailing_list, READERS)
     campaign = make_campaign(mailing_list, timezone.now(), provider="graph")
     recorders = folder / "recorders"
-    coordinate(recorders)
+    coordinate(timezone.now, recorders)
     emulator = GraphEmulator(timezone.now, [MAILBOX], visible_after=timedelta(seconds=0.5))
     dice = Random(kills)
     with EmulatorServer(emulator) as server:
@@ -74,12 +61,12 @@ def kill_between_202_and_commit(kills: int, folder: Path) -> None:
                 assert worker.stdout.readline() == "taken\n"
                 worker.send_signal(signal.SIGKILL)
             before = Delivery.objects.filter(status="unconfirmed").count()
-            coordinate(recorders)
+            coordinate(timezone.now, recorders)
             # The one whose 202 nobody wrote down; the others had not left, or are written.
             assert Delivery.objects.filter(status="unconfirmed").count() == before + 1
         with start(0) as worker:
             worker.wait(PATIENCE_SECONDS)
-    coordinate(recorders)
+    coordinate(timezone.now, recorders)
     assert statuses(campaign) == {"sent": READERS}
     campaign.refresh_from_db()
     assert campaign.status == "finished"
