@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from django.test import Client
 
 from bounces.conf import DEFAULT_DETECTORS, bounce_settings
 from campaigns.addresses import address_key
@@ -39,6 +40,12 @@ def _settings(settings, tmp_path: Path) -> None:
         "DETECTORS": list(DEFAULT_DETECTORS),
     }
     assert list(bounce_settings().mailboxes) == ["default"]
+
+
+@pytest.fixture
+def admin(admin_client: Client) -> Client:
+    """A browser in which somebody is logged in who may do everything."""
+    return admin_client
 
 
 @pytest.fixture

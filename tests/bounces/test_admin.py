@@ -20,14 +20,6 @@ ATTACK = "<script>alert('pwned')</script><img src=x onerror=alert(1)>"
 
 
 @pytest.fixture
-def admin(db) -> Client:
-    user = get_user_model().objects.create_superuser("admin", "admin@example.org", "secret")
-    client = Client()
-    client.force_login(user)
-    return client
-
-
-@pytest.fixture
 def bounce(settings, deliver: Deliver, now) -> Bounce:
     """A genuine report whose every text is hostile, through the real channel: a mailbox."""
     letter = deliver()

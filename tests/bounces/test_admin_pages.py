@@ -36,14 +36,6 @@ WHICH = "admin:bounces_which"
 
 
 @pytest.fixture
-def admin(db) -> Client:
-    user = get_user_model().objects.create_superuser("admin", "admin@example.org", "secret")
-    client = Client()
-    client.force_login(user)
-    return client
-
-
-@pytest.fixture
 def helper(db) -> Client:
     """May look at everything, and do nothing."""
     user = get_user_model().objects.create_user("helper", password="x", is_staff=True)
