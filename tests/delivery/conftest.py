@@ -13,7 +13,7 @@ import pytest
 from campaigns.addresses import address_key
 from campaigns.editions import freeze
 from campaigns.models import Campaign, CampaignTotals, MailingList, Subscriber, Subscription
-from delivery import coordinator, queue, worker
+from delivery import coordinator, queue
 from delivery.conf import delivery_settings
 from delivery.leases import Lease
 from delivery.models import Delivery
@@ -54,12 +54,6 @@ def _clean_outbox():
     yield
     MemoryProvider.outbox.clear()
     MemoryProvider.answer = None
-
-
-@pytest.fixture(autouse=True)
-def _no_second_of_waiting(monkeypatch):
-    """What is known is written soon, whether or not more comes to share its commit."""
-    monkeypatch.setattr(worker, "LONGEST_UNWRITTEN", 0.02)
 
 
 @pytest.fixture(autouse=True)

@@ -40,6 +40,7 @@ AWAY = OperationalError("server closed the connection unexpectedly")
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
     monkeypatch.setattr(worker, "DATABASE_PAUSE", timedelta(0))
+    monkeypatch.setattr(worker, "LONGEST_UNWRITTEN", 0.02)
 
 
 def in_a_thread(unit, *arguments):
