@@ -27,7 +27,7 @@ from delivery import alerts
 from delivery.models import Alert, Delivery, GroupState, ProviderState, ReceivingDomain
 from delivery.outcomes import Deferred, Throttle
 from delivery.receiving import domain_of, well_known_group
-from delivery.states import DeliveryStatus
+from delivery.states import WAITING
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,6 @@ LOOKS = 12
 # When to look again after letters that only other members of a pool may take.
 PATIENCE = timedelta(seconds=2)
 AT_ONCE = 10_000
-WAITING = [DeliveryStatus.QUEUED, DeliveryStatus.DEFERRED]
 # In so many words, and with the condition of the partial index delivery_open, or SQLite does not
 # see that it holds them all.
 IN_WAITING = "is_open AND status IN ('queued', 'deferred')"

@@ -34,7 +34,7 @@ from delivery.message_ids import assigned_id, note_assigned
 from delivery.models import Attempt, Claim, Delivery, ProviderState, SuppressionDue, WorkerLease
 from delivery.outcomes import Outcome, Phase
 from delivery.settlement import Settlement
-from delivery.sql import among, as_parameter, moment
+from delivery.sql import among, as_moment, as_parameter
 from delivery.states import WAITING, DeliveryStatus
 
 _S = DeliveryStatus
@@ -185,7 +185,7 @@ def _claimed(row: tuple[Any, ...]) -> Claimed:
     attributes = json.loads(row[10]) if row[10] else {}
     # By position: _make and _replace take longer than reading the row.
     return Claimed(
-        row[0], row[1], row[2], row[3], row[4], bool(row[5]), row[6], moment(row[7]), row[8],
+        row[0], row[1], row[2], row[3], row[4], bool(row[5]), row[6], as_moment(row[7]), row[8],
         row[9], attributes, row[11], row[12],
     )  # fmt: skip
 
@@ -468,12 +468,12 @@ def _update_settled(
         return list(cursor.fetchall())
 
 
-def release(lease: Lease, ids: Sequence[int] | None = None) -> int:
-    """CLAIMED -> QUEUED for what this lease holds and has not handed over; how many."""
+def release(lease: Lease) -> int:
+    """CLAIMED -> QUEUED for all that a worker, or one that is dead, has not handed over; how
+    many."""
     with transaction.atomic():
         tally = Tally(lease.slot + 1)
-        if ids is None:
-            ids = Claim.letters(claim_key=lease.claim_key)
+        ids = Claim.letters(claim_key=lease.claim_key)
         released = _give_up_claims(lease.claim_key, ids, tally)
         tally.write()
     return released
@@ -588,11 +588,6 @@ def doubt(lease: Lease, now: datetime) -> int:
         for row in doubtful
     )
     return len(doubtful)
-
-
-def release_claims(lease: Lease) -> int:
-    """CLAIMED -> QUEUED for all that a dead worker had not handed over; how many."""
-    return release(lease)
 
 
 def _give_up_claims(claim_key: int, ids: Sequence[int], tally: Tally) -> int:

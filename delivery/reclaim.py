@@ -90,7 +90,7 @@ def reclaim(
     """
     recording = _recording_of(lease, recorders)
     with transaction.atomic():
-        released = queue.release_claims(lease)
+        released = queue.release(lease)
         settled = 0
         if recording is not None:
             settled, unsent = _settle_known(lease, recording, settings, now, dice)

@@ -18,7 +18,7 @@ def among(column: str, ids: Sequence[int]) -> str:
     return f"{column} IN ({', '.join(map(str, map(int, ids)))})"
 
 
-def moment(value: datetime) -> datetime:
+def as_moment(value: datetime) -> datetime:
     """A moment as a raw query gives it: SQLite does not say that it is UTC."""
     return value if value.tzinfo is not None else make_aware(value, connection.timezone)
 

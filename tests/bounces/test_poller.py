@@ -38,6 +38,18 @@ class Killed(BaseException):
     """Nobody catches it, as nobody catches SIGKILL."""
 
 
+def a_poller_that_dies_examining(monkeypatch: pytest.MonkeyPatch, now: datetime) -> None:
+    """What it took is stored, and nothing of it is examined."""
+
+    def kill(*args: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bounces.intake.examine", kill)
+        with pytest.raises(Killed):
+            poll("default", now)
+
+
 def test_mails_are_taken_in_and_flagged_and_never_deleted(maildir, deliver: Deliver, now) -> None:
     letter = deliver()
     put(maildir, report(delivered_to=return_path(letter)))
@@ -119,14 +131,7 @@ def test_a_mail_that_was_stored_and_then_vanished_is_examined_all_the_same(
 ) -> None:
     letter = deliver()
     path = put(maildir, report(delivered_to=return_path(letter)))
-
-    def kill(*args: object) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr("bounces.intake.examine", kill)
-        with pytest.raises(Killed):
-            poll("default", now)
+    a_poller_that_dies_examining(monkeypatch, now)
     path.unlink()
     assert poll("default", now + poller.LEASE).verdicts == {"bounce": 1}
     letter.refresh_from_db()
@@ -152,14 +157,7 @@ def test_a_mail_whose_examiner_died_does_not_wait_behind_those_that_came_too_ear
     assert poll("default", now).verdicts == {Verdict.WAITING: 3}
     letter = deliver("bob@example.net")
     put(maildir, report(delivered_to=return_path(letter)))
-
-    def kill(*args: object) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr("bounces.intake.examine", kill)
-        with pytest.raises(Killed):
-            poll("default", now)
+    a_poller_that_dies_examining(monkeypatch, now)
     for path in (maildir / "new").iterdir():
         path.unlink()  # so that nothing but the rows left over tells of it
 

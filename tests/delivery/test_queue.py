@@ -276,7 +276,7 @@ def test_a_worker_whose_lease_ran_out_cannot_overwrite_the_new_owner(
     claims = claim(lease, campaign, 2, now)
     ids = [c.id for c in claims]
     hand_over(lease, ids[:1], now)
-    assert (queue.release_claims(lease), queue.doubt(lease, now)) == (1, 1)
+    assert (queue.release(lease), queue.doubt(lease, now)) == (1, 1)
     deferral = Settlement(S.DEFERRED, Reply(Phase.RCPT, 450, "later"), now)
     assert queue.settle(lease, settled(claims[:1], deferral), now) == []
     assert hand_over(lease, ids[1:], now) == []
@@ -309,10 +309,10 @@ def test_a_dead_workers_claims_return_and_its_handed_over_letters_are_in_doubt(
 ):
     claims = claim(lease, campaign, 5, now)
     hand_over(lease, [c.id for c in claims[:2]], now)
-    assert (queue.release_claims(lease), queue.doubt(lease, now)) == (3, 2)
+    assert (queue.release(lease), queue.doubt(lease, now)) == (3, 2)
     assert statuses(campaign) == {"queued": 10, "unconfirmed": 2}
     assert {a.rule for a in Attempt.objects.all()} == {"worker lost"}
-    assert (queue.release_claims(lease), queue.doubt(lease, now)) == (0, 0)
+    assert (queue.release(lease), queue.doubt(lease, now)) == (0, 0)
 
 
 def test_a_worker_taken_for_dead_still_brings_the_evidence_that_it_has(campaign, lease, now):

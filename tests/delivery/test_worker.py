@@ -256,7 +256,7 @@ def test_a_worker_that_lost_its_lease_sends_nothing_more(campaign, clock):
 
             def reclaim():
                 ((lease, _expires_at),) = leases.held()
-                queue.release_claims(lease)
+                queue.release(lease)
                 leases.give_back(lease)
 
             thread = threading.Thread(target=reclaim)

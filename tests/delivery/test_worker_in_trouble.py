@@ -252,14 +252,14 @@ def test_what_one_dead_worker_left_keeps_the_coordinator_from_nothing_else(
     for number in range(2):
         lease = leases.take("default", 3, f"host:{number}", clock(), timedelta(seconds=60))
         queue.claim(lease, [campaign.pk], 5, clock())
-    real = queue.release_claims
+    real = queue.release
 
     def fail_for_the_first(lease):
         if lease.holder == "host:0":
             raise ValueError("a row that nobody can write")
         return real(lease)
 
-    monkeypatch.setattr(queue, "release_claims", fail_for_the_first)
+    monkeypatch.setattr(queue, "release", fail_for_the_first)
     clock.advance(seconds=61)
     coordinate(clock)
     assert statuses(campaign) == {"queued": 7, "claimed": 5}
@@ -378,7 +378,7 @@ def test_in_any_order_of_events_nothing_is_lost_or_doubled_or_sent_without_a_not
 
     def taken_for_dead():
         for lease, _expires_at in leases.held():
-            queue.release_claims(lease)
+            queue.release(lease)
             queue.doubt(lease, clock())
             leases.give_back(lease)
 
