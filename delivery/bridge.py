@@ -44,5 +44,9 @@ class Bridge:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self.reconnect()
-        self._thread.shutdown()
+        closed = self._thread.submit(connections.close_all)
+        try:
+            await asyncio.shield(asyncio.wrap_future(closed))
+        finally:
+            # Also where we are cancelled while we wait: no connection outlives its thread.
+            self._thread.shutdown()

@@ -38,8 +38,10 @@ from delivery.sql import among, as_moment, as_parameter
 from delivery.states import WAITING, DeliveryStatus
 
 _S = DeliveryStatus
-# Moves that no worker makes are counted on this shard; a worker counts on its slot + 1.
+# Moves that no worker makes are counted on this shard; a worker counts on its slot + 1, and its
+# claims on a shard of their own: they run beside its commits, and must not wait for the same row.
 COMMON_SHARD = 0
+SHARDS_OF_CLAIMS = 1000
 
 
 class Claimed(NamedTuple):
@@ -101,7 +103,7 @@ def claim(
                 left -= 1
         stay = [(claimed, status) for claimed, status, is_wanted in rows if is_wanted]
         unwanted = [(claimed, status) for claimed, status, is_wanted in rows if not is_wanted]
-        tally = Tally(lease.slot + 1)
+        tally = Tally(SHARDS_OF_CLAIMS + lease.slot)
         _move_waiting(unwanted, _S.SUPPRESSED, lease, now, tally)
         _move_waiting(stay, _S.CLAIMED, lease, now, tally)
         if stay:
@@ -768,6 +770,11 @@ _MAY_LEAVE_BY_NAME = _MAY_LEAVE.format(
     provider="%(provider)s", now="%(now)s", groups_held="CAST(%(groups_held)s AS bigint)"
 )
 
+# What a wave adds to the totals, as the columns of a row of them.
+_COUNTS = ", ".join(CampaignTotals.COUNTS)
+_BY_COUNT = {"sent": "sent", "claimed": "-noted", "sending": "noted - sent"}
+_MOVED = ", ".join(_BY_COUNT.get(name, "0") for name in CampaignTotals.COUNTS)
+
 _EXCHANGE = f"""
     WITH sent AS (
         UPDATE {Delivery._meta.db_table} d SET {_SENT.format(now="%(now)s")}
@@ -786,12 +793,11 @@ _EXCHANGE = f"""
                 UNION ALL SELECT campaign_id, 0, 1 FROM noted WHERE NOT is_test) AS each
          GROUP BY campaign_id ORDER BY campaign_id
     ), counted AS (
-        UPDATE {CampaignTotals._meta.db_table} t
-           SET sent = t.sent + m.sent, claimed = t.claimed - m.noted,
-               sending = t.sending + m.noted - m.sent
-          FROM moves m
-         -- The row exists: the claim of these letters was counted in it.
-         WHERE t.campaign_id = m.campaign_id AND t.shard = %(shard)s
+        INSERT INTO {CampaignTotals._meta.db_table} AS t (campaign_id, shard, {_COUNTS})
+        SELECT campaign_id, %(shard)s, {_MOVED} FROM moves
+            ON CONFLICT (campaign_id, shard) DO UPDATE
+           SET sent = t.sent + EXCLUDED.sent, claimed = t.claimed + EXCLUDED.claimed,
+               sending = t.sending + EXCLUDED.sending
     )
     SELECT COALESCE((SELECT array_agg(id) FROM sent), ARRAY[]::bigint[]),
            COALESCE((SELECT array_agg(id) FROM noted), ARRAY[]::bigint[])

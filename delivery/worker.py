@@ -26,7 +26,7 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from django.db import InterfaceError, InternalError, OperationalError, transaction
+from django.db import InterfaceError, InternalError, OperationalError, connection, transaction
 
 from delivery import groups, leases, limits, mailboxes, queue, resolution, slots
 from delivery.bridge import Bridge
@@ -190,13 +190,22 @@ class Worker:
             heartbeat = asyncio.create_task(self._heartbeat(bridge))
             try:
                 self._start_recorder()
-                with self._graceful_stop():
-                    return await self._work(bridge)
+                # Closed before the place is given back: no claim may come after that.
+                async with self._beside(bridge) as claims:
+                    with self._graceful_stop():
+                        return await self._work(bridge, claims)
             finally:
                 heartbeat.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await heartbeat
                 await self._end(bridge)
+
+    @staticmethod
+    def _beside(bridge: Bridge) -> contextlib.AbstractAsyncContextManager[Bridge]:
+        """A second thread and connection, so that commits do not wait for the next claim; not for
+        SQLite, where one transaction writes at a time."""
+        one_writes = connection.vendor == "sqlite"
+        return contextlib.nullcontext(bridge) if one_writes else Bridge()
 
     async def _end(self, bridge: Bridge) -> None:
         """Closes everything, whatever happens to any of it. The recording ends last, and stays
@@ -222,7 +231,7 @@ class Worker:
                 await self._database_is_away(bridge)
         return False
 
-    async def _work(self, bridge: Bridge) -> Slice:
+    async def _work(self, bridge: Bridge, claims: Bridge) -> Slice:
         end = self.clock() + self.settings.slice_length
         mailboxes.guard(self.provider, bridge, self.clock)
         await self.provider.open()
@@ -238,7 +247,7 @@ class Worker:
                 batch = await bridge.call(self._claim)
                 moments = [moment for moment in (batch.retry_at, next_look) if moment is not None]
                 if batch.claims:
-                    await self._send_batch(bridge, batch, end)
+                    await self._send_batch(bridge, claims, batch, end)
                 elif not await self._wait_for(min(moments, default=None), end):
                     return Slice(self.sent, min(moments, default=None))
                 if self._is_over(end):
@@ -287,7 +296,9 @@ class Worker:
 
     # ------------------------------------------------------------------ the letters in hand
 
-    async def _send_batch(self, bridge: Bridge, batch: Batch, end: datetime) -> None:
+    async def _send_batch(
+        self, bridge: Bridge, claims: Bridge, batch: Batch, end: datetime
+    ) -> None:
         """Sends a claimed batch, and what else is due meanwhile; nothing is in hand afterwards.
 
         Under limits it stays at the one batch: permits are asked for when they can be used.
@@ -296,20 +307,24 @@ class Worker:
         self._take_up(batch)
         ahead: asyncio.Task[Batch] | None = None
         more_is_due, waited_long = not self.limits, False
+        # So many are sent while the next are claimed.
+        enough = max(self.settings.send_batch_size, self.settings.cycle_batch_size // 2)
         while self.ready or self.noted or ahead is not None:
             self.progress.clear()
             if self.is_closing or self._is_over(end):
                 more_is_due = False
                 await self._drop_ready(bridge)
+                if not self.noted and ahead is None:
+                    break
             elif self.connections is not None and self.timer.ticks() >= self.count_at:
                 more_is_due = False
             if ahead is not None and (ahead.done() or not (self.ready or self.noted)):
-                more, ahead = await self._claimed_ahead(bridge, ahead), None
+                more, ahead = await self._claimed_ahead(claims, ahead), None
                 more_is_due = more_is_due and bool(more.claims)
                 self._take_up(more)
                 continue
-            if ahead is None and more_is_due and len(self.ready) < self.settings.send_batch_size:
-                ahead = asyncio.create_task(bridge.call(self._claim))
+            if ahead is None and more_is_due and len(self.ready) < enough:
+                ahead = asyncio.create_task(claims.call(self._claim))
                 ahead.add_done_callback(lambda _batch: self.progress.set())
             if self._is_worth_a_commit() or (waited_long and self._answered()):
                 await self._write(bridge)
@@ -341,14 +356,14 @@ class Worker:
             self.has_leftovers = True
             await self._database_is_away(bridge)
 
-    async def _claimed_ahead(self, bridge: Bridge, ahead: asyncio.Task[Batch]) -> Batch:
+    async def _claimed_ahead(self, claims: Bridge, ahead: asyncio.Task[Batch]) -> Batch:
         try:
             return await ahead
         except DATABASE_AWAY:
             # First the letters in hand, whose commit is patient; the next claim will say it again.
             # What this one had claimed is given back with the rest.
             self.has_leftovers = True
-            await self._database_is_away(bridge)
+            await self._database_is_away(claims)
             return Batch()
 
     async def _database_is_away(self, bridge: Bridge) -> None:
@@ -611,7 +626,9 @@ class Worker:
             for claimed, outcome, _settlement in settled
             if isinstance(outcome, Deferred) and outcome.throttle is not None
         ]
-        has_recovered = self.state is not None and self.state.failures > 0
+        # The claim beside this may read it anew.
+        state = self.state
+        has_recovered = state is not None and state.failures > 0
         with contextlib.ExitStack() as stack:
             if trouble is not None or has_recovered or of_groups:
                 stack.enter_context(transaction.atomic())
@@ -619,9 +636,9 @@ class Worker:
                 groups.hold(self.alias, of_groups, now)
             if trouble is not None and self._needs_silence(trouble, results, now):
                 limits.pause(self.alias, trouble, now)
-            elif self.state is not None and has_recovered and Ledger.any_accepted(results):
-                limits.works_again(self.state)
-                self.state.failures = 0
+            elif state is not None and has_recovered and Ledger.any_accepted(results):
+                limits.works_again(state)
+                state.failures = 0
             moved = queue.record_and_hand_over(
                 self.lease,
                 settled,

@@ -2,11 +2,13 @@
 
 import asyncio
 import threading
+import time
 from datetime import timedelta
 
 import pytest
+from django.db import connection, transaction
 
-from campaigns.models import Subscriber, Subscription, Suppression
+from campaigns.models import CampaignTotals, Subscriber, Subscription, Suppression
 from delivery import filling, leases, limits, queue
 from delivery.models import Attempt, Delivery, WorkerLease
 from delivery.outcomes import (
@@ -18,6 +20,7 @@ from delivery.outcomes import (
     Unavailable,
 )
 from delivery.providers.memory import MemoryProvider
+from delivery.queue import SHARDS_OF_CLAIMS
 from tests.delivery.conftest import (
     coordinate,
     delivery_to,
@@ -297,6 +300,37 @@ def test_a_surplus_worker_leaves_at_once(campaign, clock):
     done = run_slice(clock)
     assert not done.lease_was_free
     assert MemoryProvider.outbox == []
+
+
+@pytest.mark.postgresql
+def test_outcomes_are_written_while_the_next_claim_waits(campaign, clock):
+    sent_meanwhile = []
+    is_held = threading.Event()
+
+    def hold_up_the_next_claim():
+        with transaction.atomic():
+            list(CampaignTotals.objects.select_for_update().filter(shard=SHARDS_OF_CLAIMS))
+            is_held.set()
+            give_up = time.monotonic() + 30
+            while not sent_meanwhile and time.monotonic() < give_up:
+                sent = Delivery.objects.filter(status="sent").count()
+                if sent == 10:
+                    sent_meanwhile.append(sent)
+        connection.close()
+
+    blocker = threading.Thread(target=hold_up_the_next_claim)
+
+    def answer(message):
+        if not MemoryProvider.outbox:
+            blocker.start()
+            is_held.wait(30)
+        return Accepted(Reply(Phase.LOCAL, 250, "kept"))
+
+    MemoryProvider.answer = answer
+    run_slice(clock)
+    blocker.join()
+    assert sent_meanwhile == [10]  # the first claim's, while the second waited for its row
+    assert statuses(campaign) == {"sent": 12}
 
 
 def test_a_stopping_worker_finishes_its_wave_and_releases_the_rest(campaign, clock):

@@ -10,7 +10,7 @@ from datetime import timedelta
 from random import Random
 
 import pytest
-from django.db import InternalError, OperationalError
+from django.db import InternalError, OperationalError, connections
 
 from delivery import leases, queue, worker
 from delivery.audit import audit_campaign
@@ -45,7 +45,14 @@ def _no_waiting(monkeypatch):
 
 def in_a_thread(unit, *arguments):
     """The event loop may not touch the ORM, and whoever does it is somebody else anyway."""
-    thread = threading.Thread(target=unit, args=arguments)
+
+    def run():
+        try:
+            unit(*arguments)
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=run)
     thread.start()
     thread.join()
 
