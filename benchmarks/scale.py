@@ -69,10 +69,7 @@ def send(campaign_id: int, readers: int) -> dict[str, float]:
     with throughput.waiting_workers(delivery_settings().workers) as processes:
         pids = [process.pid for process in processes]
         began = time.perf_counter()
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
+        throughput.tell(processes)
         while 1.0 not in marks:
             sent = CampaignTotals.of([campaign_id])[campaign_id]["sent"]
             moment = time.perf_counter() - began
