@@ -170,7 +170,7 @@ DELIVERY = {
     "WORKERS": WORKERS,
     "CYCLE_BATCH_SIZE": number("DELIVERY_CYCLE_BATCH_SIZE", 100),
     "SEND_BATCH_SIZE": number("DELIVERY_SEND_BATCH_SIZE", 20),
-    "EVENT_LOOP": os.environ.get("DELIVERY_EVENT_LOOP", "asyncio"),
+    "EVENT_LOOP": os.environ.get("DELIVERY_EVENT_LOOP", "auto"),
     # VERP: each letter has a MAIL FROM of its own, so that a bounce names its letter.
     "RETURN_PATH": os.environ.get("RETURN_PATH", "bounce+{token}@bounces.example.org"),
     # Flight recorders: on this machine's own disk, not on a shared one.

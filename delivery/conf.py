@@ -109,8 +109,8 @@ class DeliverySettings:
     send_batch_size: int = 20
     # How long one worker task goes on before it hands over to its successor.
     slice_length: timedelta = timedelta(seconds=20)
-    # What runs a worker's connections: "asyncio", or the faster "uvloop" where it is installed.
-    event_loop: str = "asyncio"
+    # What runs the connections: "asyncio", "uvloop", or "auto": uvloop where it is installed.
+    event_loop: str = "auto"
     # A worker that was not heard of for so long is dead. Renewed at a third of it.
     lease: timedelta = timedelta(seconds=60)
     retry_after: tuple[timedelta, ...] = DEFAULT_RETRY_AFTER
@@ -155,6 +155,11 @@ class DeliverySettings:
         return self.workers if provider is None or provider.workers is None else provider.workers
 
 
+def has_uvloop() -> bool:
+    """Whether the faster event loop is installed: an extra of its own, not for every machine."""
+    return find_spec("uvloop") is not None
+
+
 _SIMPLE: dict[str, tuple[str, type, Callable[[Any], bool], int, str]] = {
     # key: (attribute, type, condition, number of the check, hint)
     "WORKERS": ("workers", int, lambda n: 1 <= n <= 500, 2, "A whole number from 1 to 500."),
@@ -191,8 +196,8 @@ _SIMPLE: dict[str, tuple[str, type, Callable[[Any], bool], int, str]] = {
     ),
     "EVENT_LOOP": (
         "event_loop", str,
-        lambda name: name == "asyncio" or (name == "uvloop" and find_spec(name) is not None), 49,
-        '"asyncio", or "uvloop" where it is installed: pip install "pennypost[speed]".',
+        lambda name: name in {"auto", "asyncio"} or (name == "uvloop" and has_uvloop()), 49,
+        '"auto", "asyncio", or "uvloop" where it is installed: pip install "pennypost[speed]".',
     ),
     "LOOK_UP_EXCHANGES": (
         "look_up_exchanges", bool, lambda _flag: True, 50, "True or False.",

@@ -13,7 +13,7 @@ from django_q.tasks import async_task
 
 from delivery import alerts, exchanges, leases
 from delivery.clocks import database_now, shared_clock
-from delivery.conf import delivery_settings
+from delivery.conf import delivery_settings, has_uvloop
 from delivery.coordinator import coordinate as coordinate_once
 from delivery.installation import Standing, check_in
 from delivery.wakeups import wake_at
@@ -104,8 +104,8 @@ def run_worker(alias: str) -> str:
 
 def _run(work: Coroutine[None, None, T], event_loop: str) -> T:
     """Runs it to its end in the event loop that the settings name."""
-    if event_loop == "uvloop":
-        import uvloop  # not on every machine: an extra of its own
+    if event_loop == "uvloop" or (event_loop == "auto" and has_uvloop()):
+        import uvloop  # not on every machine
 
         result: T = uvloop.run(work)
         return result

@@ -101,7 +101,7 @@ class SMTPProvider:
         connections: int = 3,
         local_hostname: str | None = None,
         ca_file: str | None = None,
-        letters_per_connection: int = 100,
+        letters_per_connection: int = 500,
         seconds_per_connection: float = 300.0,
         final_dot_timeout: float = FINAL_DOT_TIMEOUT,
         chunking: bool = True,

@@ -22,8 +22,19 @@ class NotesItsLoop(MemoryProvider):
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("event_loop", ["asyncio", "uvloop"])
-def test_letters_leave_in_the_event_loop_of_the_settings(campaign, settings, event_loop):
+@pytest.mark.parametrize(
+    "event_loop, has_uvloop, expected",
+    [
+        ("asyncio", True, "asyncio"),
+        ("uvloop", True, "uvloop"),
+        ("auto", True, "uvloop"),
+        ("auto", False, "asyncio"),
+    ],
+)
+def test_letters_leave_in_the_event_loop_of_the_settings(
+    campaign, settings, monkeypatch, event_loop, has_uvloop, expected
+):
+    monkeypatch.setattr(tasks, "has_uvloop", lambda: has_uvloop)
     NotesItsLoop.loops.clear()
     backend = f"{__name__}.NotesItsLoop"
     settings.DELIVERY = settings.DELIVERY | {
@@ -32,5 +43,4 @@ def test_letters_leave_in_the_event_loop_of_the_settings(campaign, settings, eve
     }
     assert tasks.run_worker("default") == "12 letters"
     assert Delivery.objects.filter(status="sent").count() == 12
-    expected = "uvloop" if event_loop == "uvloop" else "asyncio"
     assert NotesItsLoop.loops == {expected}
