@@ -72,6 +72,8 @@ DATABASE_AWAY = (OperationalError, InterfaceError, InternalError)
 DATABASE_PATIENCE = timedelta(minutes=10)
 DATABASE_PAUSE = timedelta(seconds=1)
 PERMIT_EXPIRED = "permit expired"
+# How long answers are awaited after SIGTERM; a server may think over a final dot for ten minutes.
+GRACE = timedelta(seconds=60)
 # How long a known outcome may wait, in seconds, until others make its commit worth while.
 LONGEST_UNWRITTEN = 1.0
 
@@ -172,6 +174,8 @@ class Worker:
         self.has_leftovers = False
         self.sent = 0
         self.stopping = asyncio.Event()
+        # After SIGTERM: when no answer is awaited any more, by the timer.
+        self.give_up_at: float | None = None
         self.lease: Lease | None = None
         self.held_until: datetime | None = None
         # The provider when we last looked; whether a note found less than was claimed.
@@ -254,7 +258,9 @@ class Worker:
                     return Slice(self.sent, self.clock())
         finally:
             # Whatever went wrong: the answers to what has left are worth having, and writing.
-            while self._on_wire() and not any(runner.done() for runner in self.runners):
+            while self._on_wire() and not self._gives_up():
+                if any(runner.done() for runner in self.runners):
+                    break
                 self.progress.clear()
                 await self._progress()
             for runner in self.runners:
@@ -264,6 +270,11 @@ class Worker:
 
     def _is_over(self, end: datetime) -> bool:
         return self.stopping.is_set() or self.clock() >= end
+
+    def _gives_up(self) -> bool:
+        """Whether the answers that are still missing are left to reclaim: a letter whose final dot
+        was written becomes doubtful, and the others are sent later."""
+        return self.give_up_at is not None and self.timer.ticks() >= self.give_up_at
 
     async def _hold_connections(self, bridge: Bridge) -> bool:
         """As many connections as this worker may have at this time; False when there is none left
@@ -314,7 +325,7 @@ class Worker:
             if self.is_closing or self._is_over(end):
                 more_is_due = False
                 await self._drop_ready(bridge)
-                if not self.noted and ahead is None:
+                if ahead is None and (not self.noted or self._gives_up()):
                     break
             elif self.connections is not None and self.timer.ticks() >= self.count_at:
                 more_is_due = False
@@ -738,10 +749,11 @@ class Worker:
 
     @contextlib.contextmanager
     def _graceful_stop(self) -> Iterator[None]:
-        """SIGTERM: no new claim, answers to letters on the wire are awaited, the rest released."""
+        """SIGTERM: no new claim, answers to letters on the wire are awaited for GRACE, the rest is
+        released."""
         loop = asyncio.get_running_loop()
         try:
-            loop.add_signal_handler(signal.SIGTERM, self.stopping.set)
+            loop.add_signal_handler(signal.SIGTERM, self._stop_soon)
         except (ValueError, RuntimeError):  # not in the main thread: somebody else's signals
             yield
             return
@@ -749,3 +761,9 @@ class Worker:
             yield
         finally:
             loop.remove_signal_handler(signal.SIGTERM)
+
+    def _stop_soon(self) -> None:
+        if self.give_up_at is None:
+            self.give_up_at = self.timer.ticks() + GRACE.total_seconds()
+        self.stopping.set()
+        self.progress.set()

@@ -1,6 +1,8 @@
 """A worker's slice: what is written before, on and after the wire."""
 
 import asyncio
+import os
+import signal
 import threading
 import time
 from datetime import timedelta
@@ -10,6 +12,7 @@ from django.db import connection, transaction
 
 from campaigns.models import CampaignTotals, Subscriber, Subscription, Suppression
 from delivery import filling, leases, limits, queue
+from delivery.clocks import Timer
 from delivery.models import Attempt, Delivery, WorkerLease
 from delivery.outcomes import (
     Accepted,
@@ -344,6 +347,30 @@ def test_a_stopping_worker_finishes_its_wave_and_releases_the_rest(campaign, clo
     asyncio.run(worker.run_slice())
     assert statuses(campaign) == {"sent": 5, "queued": 7}
     assert not WorkerLease.objects.filter(claim_key__isnull=False).exists()
+
+
+def test_answers_that_do_not_come_are_not_awaited_for_ever_after_sigterm(campaign, clock):
+    class Silent(MemoryProvider):
+        async def send(self, message):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return await asyncio.Event().wait()
+
+    class Hurried(Timer):
+        """A minute goes by whenever somebody looks."""
+
+        passed = 0.0
+
+        def ticks(self):
+            self.passed += 60
+            return self.passed
+
+    worker = make_worker(clock, Silent())
+    worker.timer = Hurried()
+    done = asyncio.run(worker.run_slice())
+    assert done.sent == 0
+    # What may have left is reclaim's: it stays noted, under a place that was not given back.
+    assert statuses(campaign) == {"sending": 5, "queued": 7}
+    assert WorkerLease.objects.filter(claim_key__isnull=False).count() == 1
 
 
 def test_test_letters_are_sent_from_a_draft_and_counted_nowhere(mailing_list, readers, clock):
