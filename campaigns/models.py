@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -336,6 +336,23 @@ class Suppression(models.Model):
                 lifted_at=now, lifted_by=by
             )
         )
+
+    @classmethod
+    def lift_all(
+        cls, chosen: models.QuerySet[Suppression], *, now: datetime, by: Any = None
+    ) -> Iterator[list[Suppression]]:
+        """As ``lift``, for each of ``chosen`` in memory that does not depend on how many they are:
+        what was lifted, a page and a transaction at a time."""
+        ids = chosen.order_by("pk").values_list("pk", flat=True)
+        last = 0
+        while page := list(ids.filter(pk__gt=last)[:MOVED_AT_ONCE]):
+            with transaction.atomic():
+                lifted = list(cls.in_force().select_for_update().filter(pk__in=page).order_by("pk"))
+                cls.objects.filter(pk__in=[row.pk for row in lifted]).update(
+                    lifted_at=now, lifted_by=by
+                )
+            yield lifted
+            last = page[-1]
 
 
 class Campaign(models.Model):

@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 
 from django import forms
 from django.contrib import admin, messages
+from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import ValidationError
 from django.db import models
@@ -521,14 +522,15 @@ class SuppressionAdmin(LongList, ModelAdmin):
 
     @action(description=_("Lift the selected suppressions"), permissions=["lift"])
     def lift_selected(self, request: HttpRequest, queryset: QuerySet) -> None:
-        now = timezone.now()
-        lifted = [row for row in queryset if row.lift(now=now, by=request.user)]
-        for row in lifted:
-            self.log_change(request, row, "Lifted.")
+        assert request.user.pk is not None  # whoever has the permission has an account
+        lifted = 0
+        for page in Suppression.lift_all(queryset, now=timezone.now(), by=request.user):
+            lifted += len(page)
+            LogEntry.objects.log_actions(request.user.pk, page, CHANGE, "Lifted.")
         self.message_user(
             request,
-            ngettext("%(n)d suppression lifted.", "%(n)d suppressions lifted.", len(lifted))
-            % {"n": len(lifted)},
+            ngettext("%(n)d suppression lifted.", "%(n)d suppressions lifted.", lifted)
+            % {"n": lifted},
             messages.SUCCESS if lifted else messages.WARNING,
         )
 

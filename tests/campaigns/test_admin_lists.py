@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from django.contrib.admin.models import LogEntry
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
@@ -553,6 +554,23 @@ def test_lifting_several_needs_the_permission(client):
     assert Suppression.in_force().exists()
     client.post(page("suppression", "changelist"), lifting)
     assert not Suppression.in_force().exists()
+
+
+def test_each_of_many_that_are_lifted_is_noted_once(client, chief, monkeypatch):
+    monkeypatch.setattr(models, "MOVED_AT_ONCE", 2)
+    for n in range(5):
+        Suppression.add(f"reader{n}@example.org", "manual", source="test")
+    already = Suppression.objects.earliest("pk")
+    already.lift(now=timezone.now())
+    chosen = list(Suppression.objects.values_list("pk", flat=True))
+
+    url = page("suppression", "changelist")
+    answer = client.post(url, {"action": "lift_selected", "_selected_action": chosen}, follow=True)
+
+    assert "4 suppressions lifted." in answer.content.decode()
+    assert not Suppression.in_force().exists()
+    noted = LogEntry.objects.filter(change_message="Lifted.").values_list("object_id", flat=True)
+    assert sorted(map(int, noted)) == sorted(set(chosen) - {already.pk})
 
 
 def test_a_lifted_suppression_is_still_shown_as_lifted_and_by_whom(client, chief):
