@@ -284,7 +284,9 @@ def _exchange(
     """
     with connection.cursor() as cursor:
         cursor.execute(
-            _EXCHANGE.format(wave=", ".join(map(str, wave)) or "NULL"),
+            _EXCHANGE.format(
+                sent=among("d.id", _ids_of(sent)), wave=among("id", wave)
+            ),
             {
                 "outcomes": _as_json(sent),
                 "now": now,
@@ -357,7 +359,7 @@ def _settle(lease: Lease, settled: Sequence[Settled], now: datetime, tally: Tall
     written += _write_settled(lease, others, _S.SENDING, now, tally, places)
     if len(written) < len(settled):
         # Only final answers: a campaign that has finished since cannot take a letter back.
-        missing = {claimed.id for claimed, _outcome, _settlement in settled} - set(written)
+        missing = set(_ids_of(settled)) - set(written)
         late = [entry for entry in others if entry[0].id in missing]
         written += _write_sent(
             lease, [entry for entry in sent if entry[0].id in missing], _S.UNCONFIRMED, now, tally
@@ -387,8 +389,8 @@ def _write_sent(
         cursor.execute(
             f"UPDATE {table} SET {_SENT.format(now='%s')}"
             f" FROM {_ROWS_OF[connection.vendor].format(outcomes='%s')} AS v"
-            f" WHERE {table}.id = v.id AND {table}.claim_key = %s"
-            f" AND {table}.status = '{source.value}'"
+            f" WHERE {table}.id = v.id AND {among(f'{table}.id', _ids_of(sent))}"
+            f" AND {table}.claim_key = %s AND {table}.status = '{source.value}'"
             f" RETURNING {table}.id, {table}.campaign_id, {table}.is_test",
             [as_parameter(now), _as_json(sent), lease.claim_key],
         )
@@ -433,7 +435,7 @@ def _write_settled(
         for claimed, outcome, settlement in mine
     )
     unclassified.note(((settlement.reply, settlement.rule) for _c, _o, settlement in mine), now)
-    return [claimed.id for claimed, _outcome, _settlement in mine]
+    return _ids_of(mine)
 
 
 def _update_settled(
@@ -716,7 +718,8 @@ def counted(campaign_id: int) -> dict[str, int]:
 
 
 # One parameter for the outcomes of a wave: unlike arrays both databases read it, and neither driver
-# has to walk through it.
+# has to walk through it. PostgreSQL takes it for a hundred rows, whatever is in it, and may read
+# the whole table for them: so the ids are named once more.
 _SENT = (
     f"status = '{_S.SENT.value}', claim_key = NULL, attempts = v.attempts, code = v.code,"
     " reply = v.reply, settled_at = {now}"
@@ -730,6 +733,10 @@ def _as_json(sent: Sequence[Settled]) -> str:
             for claimed, _outcome, settlement in sent
         ]
     )
+
+
+def _ids_of(settled: Sequence[Settled]) -> list[int]:
+    return [claimed.id for claimed, _outcome, _settlement in settled]
 
 
 # What _as_json wrote, as rows; {outcomes} is the parameter.
@@ -779,12 +786,13 @@ _EXCHANGE = f"""
     WITH sent AS (
         UPDATE {Delivery._meta.db_table} d SET {_SENT.format(now="%(now)s")}
           FROM {_ROWS_OF["postgresql"].format(outcomes="%(outcomes)s")} AS v
-         WHERE d.id = v.id AND d.claim_key = %(key)s AND d.status = '{_S.SENDING.value}'
+         WHERE d.id = v.id AND {{sent}}
+           AND d.claim_key = %(key)s AND d.status = '{_S.SENDING.value}'
         RETURNING d.id, d.campaign_id, d.is_test
     ), noted AS (
         UPDATE {Delivery._meta.db_table}
            SET status = '{_S.SENDING.value}', handed_over_at = %(now)s, provider = %(provider)s
-         WHERE id IN ({{wave}}) AND status = '{_S.CLAIMED.value}' AND claim_key = %(key)s
+         WHERE {{wave}} AND status = '{_S.CLAIMED.value}' AND claim_key = %(key)s
            AND {_MAY_LEAVE_BY_NAME}
         RETURNING id, campaign_id, is_test
     ), moves AS (
