@@ -284,9 +284,7 @@ def _exchange(
     """
     with connection.cursor() as cursor:
         cursor.execute(
-            _EXCHANGE.format(
-                sent=among("d.id", _ids_of(sent)), wave=among("id", wave)
-            ),
+            _EXCHANGE.format(sent=among("d.id", _ids_of(sent)), wave=among("id", wave)),
             {
                 "outcomes": _as_json(sent),
                 "now": now,
