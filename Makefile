@@ -18,11 +18,11 @@ demo: $(READY)
 test: test-sqlite test-postgresql
 
 test-sqlite: $(READY)
-	env -u DATABASE_URL $(BIN)/pytest -n auto --dist worksteal $(ARGS)
+	env -u DATABASE_URL $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # DATABASE_URL points the suite at a PostgreSQL server of yours; otherwise a throw-away one is started.
 test-postgresql: $(READY)
-	$(BIN)/python -m tests.postgresql $(BIN)/pytest -n auto --dist worksteal $(ARGS)
+	$(BIN)/python -m tests.postgresql $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Twenty long runs in which processes are killed at random moments, and twenty with everything else in
 # trouble too; takes hours. PENNYPOST_SEEDS=3 or 3-7 chooses among them.

@@ -15,7 +15,11 @@ from campaigns.models import Campaign, CampaignTotals
 from tests.campaigns.admin_world import browser as logged_in
 from tests.campaigns.admin_world import count, draft, mailing_list, person, sending, url
 
-pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.one_database,  # the views behind these pages: test_admin_campaigns.py, on both
+    pytest.mark.django_db(transaction=True),
+]
 
 # Port 9 discards: a request to it would be seen below, and answers nothing.
 CANARY = "http://127.0.0.1:9"

@@ -124,20 +124,21 @@ def test_only_rules_by_class_are_defaults_and_they_come_last():
 
 @pytest.mark.parametrize("speaker", Speaker)
 @pytest.mark.parametrize("phase", Phase)
-@pytest.mark.parametrize("code", [None, *range(200, 600, 7), 421, 450, 500, 503, 550, 999])
-def test_every_reply_has_a_rule_and_a_bare_code_condemns_no_address(phase, code, speaker):
-    outcome = classify(Reply(phase, code, "", speaker))
-    assert isinstance(outcome, Deferred | Rejected | Unavailable)
-    if isinstance(outcome, Rejected):
-        assert outcome.address_is_bad is (code == 556)
-        assert phase in {Phase.MAIL, Phase.RCPT, Phase.DATA, Phase.FINAL_DOT}
+def test_every_reply_has_a_rule_and_a_bare_code_condemns_no_address(phase, speaker):
+    for code in [None, *range(200, 600), 999]:
+        outcome = classify(Reply(phase, code, "", speaker))
+        assert isinstance(outcome, Deferred | Rejected | Unavailable), code
+        if isinstance(outcome, Rejected):
+            # Null MX (RFC 7505): the domain takes no mail, and says so about its reader.
+            assert outcome.address_is_bad is (code == 556 and phase is Phase.RCPT), code
+            assert phase in {Phase.MAIL, Phase.RCPT, Phase.DATA, Phase.FINAL_DOT}, code
 
 
 @pytest.mark.parametrize("phase", [Phase.CONNECT, Phase.GREETING, Phase.EHLO, Phase.AUTH])
-@pytest.mark.parametrize("code", [None, *range(200, 600, 3)])
-def test_before_the_letter_nothing_is_ever_a_readers_trouble(phase, code):
-    for text in ("", "5.1.1 User unknown", "4.2.2 Mailbox full", "5.7.1 Spam"):
-        assert isinstance(classify(Reply(phase, code, text)), Unavailable)
+def test_before_the_letter_nothing_is_ever_a_readers_trouble(phase):
+    for code in [None, *range(200, 600)]:
+        for text in ("", "5.1.1 User unknown", "4.2.2 Mailbox full", "5.7.1 Spam"):
+            assert isinstance(classify(Reply(phase, code, text)), Unavailable), (code, text)
 
 
 def test_what_our_own_server_says_never_slows_a_group_of_readers():

@@ -367,6 +367,7 @@ def hostile(canary: Canary) -> str:
     )
 
 
+@pytest.mark.one_database
 def test_hostile_text_from_outside_stays_text_on_every_page(
     chromium: Browser, editor: User, tmp_path: Path
 ):
@@ -462,6 +463,7 @@ def pages_with_hostile_text(campaign: Campaign, job: ImportJob) -> list[str]:
     ]
 
 
+@pytest.mark.one_database
 def test_the_traps_of_these_tests_spring(chromium: Browser):
     """Or else the test above would prove nothing: the same text, on a page that trusts it."""
     with Canary() as canary:
@@ -476,6 +478,7 @@ def test_the_traps_of_these_tests_spring(chromium: Browser):
     assert "/i" in canary.calls
 
 
+@pytest.mark.one_database
 def test_the_look_at_a_page_finds_markup_that_has_not_acted_yet(chromium: Browser):
     with Canary() as canary:
         page = chromium.new_page()

@@ -147,7 +147,7 @@ def test_a_port_in_use_gives_another_port_and_ctrl_c_stops_every_child(
 def test_a_demo_that_is_ended_in_the_middle_stops_every_child(
     tmp_path: Path, ports: tuple[int, int], number: signal.Signals, status: int
 ) -> None:
-    with demo(tmp_path, ports) as process:
+    with demo(tmp_path, ports, readers=200) as process:
         read_until(process, "written and scheduled")
         process.send_signal(number)
         assert process.wait(60) == status
@@ -157,7 +157,7 @@ def test_a_demo_that_is_ended_in_the_middle_stops_every_child(
 def test_a_child_that_dies_ends_the_demo_with_the_end_of_its_log(
     tmp_path: Path, ports: tuple[int, int]
 ) -> None:
-    with demo(tmp_path, ports) as process:
+    with demo(tmp_path, ports, readers=200) as process:
         read_until(process, "readers imported")
         smtp_server = pids(tmp_path)[1]
         os.kill(smtp_server, signal.SIGKILL)
@@ -171,7 +171,7 @@ def test_a_child_that_dies_ends_the_demo_with_the_end_of_its_log(
 def test_a_demo_whose_output_nobody_reads_any_more_ends_and_stops_every_child(
     tmp_path: Path, ports: tuple[int, int]
 ) -> None:
-    with demo(tmp_path, ports) as process:
+    with demo(tmp_path, ports, readers=200) as process:
         read_until(process, "readers imported")
         assert process.stdout is not None
         process.stdout.close()

@@ -26,6 +26,8 @@ from tests.delivery.conftest import statuses
 from tests.emulators.graph import Answer, Fault, expired_token
 from tests.microsoft365.site import IDENTITY, MAILBOX, Site, campaign_of, settings_for
 
+pytestmark = pytest.mark.one_database  # test_two_days.py has all these faults on both
+
 SECONDS, MINUTES, HOURS = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
 
 
