@@ -21,6 +21,7 @@ from urllib.parse import parse_qs
 
 from config.demo.dovecot import BINARY, configuration, folder_for_dovecot
 from config.demo.dovecot import PASSWORD as PASSWORD
+from tests.free_ports import free_ports
 
 TOKEN = "fresh-access-token-of-"
 
@@ -104,17 +105,6 @@ service pop3-login {{
   }}
 }}
 """
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def certificate(folder: Path) -> None:

@@ -18,7 +18,8 @@ from bounces.poller import poll
 from delivery.states import DeliveryStatus
 from tests.bounces.conftest import Deliver, report, return_path
 from tests.contracts.mailbox import MailboxContract, mail
-from tests.dovecot import BINARY, PASSWORD, Dovecot, dovecot, free_ports, token_of
+from tests.dovecot import BINARY, PASSWORD, Dovecot, dovecot, token_of
+from tests.free_ports import free_ports
 
 NAMES = itertools.count()
 

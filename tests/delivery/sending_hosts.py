@@ -47,7 +47,8 @@ class InMemory:
     def take(self, wanted: int, worker: int, now: datetime, asked: float, got: float) -> Grant:
         open_permits = sum(permits for _worker, permits in self.open.values())
         for limit, log in self.answered.items():
-            for at in [at for at in log if at < now - limit.window]:
+            begins = now - limit.window
+            for at in [at for at in log if at < begins]:
                 del log[at]
         usages = {
             limit: Usage(sorted(log.items()), open_permits, self.next_at.get(limit))

@@ -18,6 +18,7 @@ import pytest
 
 from config.demo.ports import free_port
 from tests.end_to_end.test_demo_parts import gone
+from tests.free_ports import free_ports
 
 LONGEST = 240  # seconds; a tenth of it is usual
 
@@ -25,11 +26,8 @@ LONGEST = 240  # seconds; a tenth of it is usual
 @pytest.fixture
 def ports() -> tuple[int, int]:
     """Two ports that nobody else prefers; other demos may run beside this one."""
-    with (
-        socket.create_server(("127.0.0.1", 0)) as web,
-        socket.create_server(("127.0.0.1", 0)) as smtp,
-    ):
-        return web.getsockname()[1], smtp.getsockname()[1]
+    web, smtp = free_ports(2)
+    return web, smtp
 
 
 @contextmanager
@@ -37,8 +35,6 @@ def demo(
     var: Path, ports: tuple[int, int], *options: str, readers: int = 2000
 ) -> Iterator[subprocess.Popen[str]]:
     """A running demo with its output in a pipe; killed at the end when it still runs."""
-    with socket.create_server(("127.0.0.1", 0)) as mailbox:
-        mailbox_port = mailbox.getsockname()[1]
     process = subprocess.Popen(
         [sys.executable, "-m", "config.demo", *options]
         + ["--web-port", str(ports[0]), "--smtp-port", str(ports[1])],
@@ -47,7 +43,7 @@ def demo(
             "PENNYPOST_VAR": str(var),
             "DATABASE_URL": "postgres://nowhere.invalid/",
             "DEMO_READERS": str(readers),
-            "DEMO_MAILBOX_PORT": str(mailbox_port),
+            "DEMO_MAILBOX_PORT": str(free_ports(1)[0]),
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

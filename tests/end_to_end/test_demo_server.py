@@ -22,6 +22,7 @@ import pytest
 from bounces.reading import read_bounce
 from config.demo.readers import READERS, readers
 from config.demo.world import Fate, fate_of
+from tests.free_ports import free_ports
 
 LETTER = b"Message-ID: <17@news.example.org>\r\nSubject: Spring\r\n\r\nHello\r\n"
 RETURN_PATH = "bounce+abc@bounces.example.org"
@@ -43,8 +44,7 @@ class Running:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Running]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     maildir, log_file = tmp_path / "bounces", tmp_path / "smtp.jsonl"
     options = ["--port", str(port), "--maildir", str(maildir), "--log", str(log_file)]
     process = subprocess.Popen(
