@@ -56,6 +56,7 @@ def pytest_collection_finish() -> None:
     need not look through them again and again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -70,7 +71,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     On PostgreSQL, tests that touch no database are left out: they ran with SQLite. So are those of
     what lies beyond the database (marker ``one_database``): what a browser makes of a page, and
-    what each single answer of Microsoft 365 leads to. Whatever they write and read is written and
+    what each answer of Microsoft 365 leads to. Whatever they write and read is written and
     read on PostgreSQL by others: the views, claims, limits and doubts by their own tests, and all
     of it together by a campaign of two days with faults of all kinds, by people in a browser from
     import to bounce, and by processes that are killed. On SQLite, tests of what only PostgreSQL

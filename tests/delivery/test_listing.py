@@ -59,17 +59,17 @@ def four_campaigns(now: datetime) -> list[Campaign]:
     return campaigns
 
 
-@pytest.mark.parametrize("status", [None, *sorted(set(STATES)), "expired"])
 @pytest.mark.parametrize("of_one_campaign", [False, True])
 @pytest.mark.parametrize("search", ["", "s"])
 def test_every_page_holds_its_own_letters_in_the_order_of_the_list(
-    four_campaigns: list[Campaign], status: str | None, of_one_campaign: bool, search: str
+    four_campaigns: list[Campaign], of_one_campaign: bool, search: str
 ) -> None:
     campaign_id = four_campaigns[0].pk if of_one_campaign else None
-    selection = Selection(campaign_id, status, search=search)
-    pages = all_pages(selection)
-    assert [letter for page in pages for letter in page] == as_one_list(selection)
-    assert all(len(page) == 4 for page in pages[:-1])
+    for status in (None, *sorted(set(STATES)), "expired"):
+        selection = Selection(campaign_id, status, search=search)
+        pages = all_pages(selection)
+        assert [letter for page in pages for letter in page] == as_one_list(selection), status
+        assert all(len(page) == 4 for page in pages[:-1]), status
 
 
 def test_test_letters_have_pages_of_their_own(four_campaigns: list[Campaign]) -> None:

@@ -32,6 +32,9 @@ from tests.delivery.test_smtp_xoauth2 import Exchange
 from tests.microsoft365.site import BOUNCES, IDENTITY, MAILBOX, Site, campaign_of, settings_for
 from tests.smtp_server import At, Drop, Rule, Session, SMTPServer
 
+# Connections, limits and doubts have tests of their own on both (tests/delivery).
+pytestmark = pytest.mark.one_database
+
 MINUTES, HOURS = timedelta(minutes=1), timedelta(hours=1)
 
 HOST = "[Hostname=AM0PR10MB1234.eurprd10.prod.outlook.com]"
