@@ -5,6 +5,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
+# The tests of a file run in one worker, so that what they share is started once (a browser, a
+# Dovecot), and long files begin first (tests/conftest.py).
+SUITE  := $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # Compiled modules are kept, whatever the caller's environment says: the suite starts hundreds of
 # processes, and pytest compiles each test module anew for each of its workers otherwise.
@@ -18,11 +21,11 @@ demo: $(READY)
 test: test-sqlite test-postgresql
 
 test-sqlite: $(READY)
-	env -u DATABASE_URL $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+	env -u DATABASE_URL $(SUITE) $(ARGS)
 
 # DATABASE_URL points the suite at a PostgreSQL server of yours; otherwise a throw-away one is started.
 test-postgresql: $(READY)
-	$(BIN)/python -m tests.postgresql $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m tests.postgresql $(SUITE) $(ARGS)
 
 # Twenty long runs in which processes are killed at random moments, and twenty with everything else in
 # trouble too; takes hours. PENNYPOST_SEEDS=3 or 3-7 chooses among them.
