@@ -73,7 +73,11 @@ def main(command: list[str]) -> int:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("ALTER SYSTEM SET fsync = off")
             connection.execute("SELECT pg_reload_conf()")
-        return subprocess.call(command, env=os.environ | {"DATABASE_URL": url})
+        # The databases of the tests go with the server: dropping each waits for whoever is on it.
+        options = f"{os.environ.get('PYTEST_ADDOPTS', '')} --reuse-db".strip()
+        return subprocess.call(
+            command, env=os.environ | {"DATABASE_URL": url, "PYTEST_ADDOPTS": options}
+        )
 
 
 if __name__ == "__main__":
