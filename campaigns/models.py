@@ -24,8 +24,18 @@ from campaigns.states import (
     permitted_sources,
 )
 
-# Subscriptions in one transaction: on SQLite it keeps every other writer waiting.
+# Rows in one transaction: on SQLite it keeps every other writer waiting.
 MOVED_AT_ONCE = 1000
+
+
+def _pages(chosen: models.QuerySet[Any]) -> Iterator[list[int]]:
+    """The ids of ``chosen`` in their order, MOVED_AT_ONCE at a time, in memory that does not depend
+    on how many they are. What joins ``chosen`` meanwhile is left."""
+    ids = chosen.order_by("pk").values_list("pk", flat=True)
+    last, newest = 0, ids.last() or 0
+    while page := list(ids.filter(pk__gt=last, pk__lte=newest)[:MOVED_AT_ONCE]):
+        yield page
+        last = page[-1]
 
 
 class MailingList(models.Model):
@@ -174,13 +184,7 @@ class Subscription(models.Model):
         Goes by id, a transaction for each page: cut short it has moved whole pages, each with its
         history, and may be repeated. What joins ``chosen`` meanwhile is left.
         """
-        ids = chosen.order_by("pk").values_list("pk", flat=True)
-        last, newest = 0, ids.last() or 0
-        moved = 0
-        while page := list(ids.filter(pk__gt=last, pk__lte=newest)[:MOVED_AT_ONCE]):
-            moved += cls._move_page(page, status, source, by)
-            last = page[-1]
-        return moved
+        return sum(cls._move_page(page, status, source, by) for page in _pages(chosen))
 
     @classmethod
     def _move_page(cls, ids: Collection[int], status: str, source: str, by: Any) -> int:
@@ -343,16 +347,13 @@ class Suppression(models.Model):
     ) -> Iterator[list[Suppression]]:
         """As ``lift``, for each of ``chosen`` in memory that does not depend on how many they are:
         what was lifted, a page and a transaction at a time."""
-        ids = chosen.order_by("pk").values_list("pk", flat=True)
-        last = 0
-        while page := list(ids.filter(pk__gt=last)[:MOVED_AT_ONCE]):
+        for page in _pages(chosen):
             with transaction.atomic():
                 lifted = list(cls.in_force().select_for_update().filter(pk__in=page).order_by("pk"))
                 cls.objects.filter(pk__in=[row.pk for row in lifted]).update(
                     lifted_at=now, lifted_by=by
                 )
             yield lifted
-            last = page[-1]
 
 
 class Campaign(models.Model):
