@@ -28,8 +28,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from delivery.coordinator import Start
 
 HERE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HERE))
@@ -100,10 +104,6 @@ def as_worker() -> None:
             over.wait(0.02)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     print(usage.ru_maxrss // 1024, usage.ru_utime + usage.ru_stime - started, flush=True)
-
-
-# What the coordinator calls to start workers: (provider alias, how many).
-Start = Callable[[str, int], None]
 
 
 @contextlib.contextmanager
