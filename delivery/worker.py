@@ -258,9 +258,9 @@ class Worker:
                     return Slice(self.sent, self.clock())
         finally:
             # Whatever went wrong: the answers to what has left are worth having, and writing.
-            while self._on_wire() and not self._gives_up():
-                if any(runner.done() for runner in self.runners):
-                    break
+            while self._on_wire() and not (
+                self._gives_up() or any(runner.done() for runner in self.runners)
+            ):
                 self.progress.clear()
                 await self._progress()
             for runner in self.runners:
