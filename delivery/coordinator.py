@@ -120,7 +120,8 @@ def fill_queue(
     while filling.fill_page(campaign, size, clock()) is not None:
         if size == FIRST_PAGE:
             after_first_page()
-        size = PAGE
+        # A page is written faster than it is sent: with these, no worker waits for the next one.
+        size = min(2 * size, PAGE)
         if clock() >= end:
             return True
     return False

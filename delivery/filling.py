@@ -27,7 +27,8 @@ def fill_page(campaign: Campaign, size: int, now: datetime) -> int | None:
     ON CONFLICT DO NOTHING: an address whose subscriber was made anew gets one letter.
     """
     with transaction.atomic():
-        row = Campaign.objects.select_for_update().get(pk=campaign.pk)
+        # no_key: the workers' totals refer to this row and must not wait for a whole page.
+        row = Campaign.objects.select_for_update(no_key=True).get(pk=campaign.pk)
         if row.filled_at is not None or row.status != CampaignStatus.SENDING:
             return None
         readers: QuerySet[Any] = audience_page(row, row.filled_up_to, size)

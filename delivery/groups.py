@@ -27,6 +27,7 @@ from delivery import alerts
 from delivery.models import Alert, Delivery, GroupState, ProviderState, ReceivingDomain
 from delivery.outcomes import Deferred, Throttle
 from delivery.receiving import domain_of, well_known_group
+from delivery.sql import in_order_of_an_index
 from delivery.states import WAITING
 
 logger = logging.getLogger(__name__)
@@ -172,7 +173,7 @@ def call_back(names_of: Callable[[str], Sequence[str]], clock: Callable[[], date
 
 
 def _move(campaign_id: int, moment: datetime, now: datetime) -> int:
-    with transaction.atomic():
+    with transaction.atomic(), in_order_of_an_index():
         waiting = Delivery.objects.filter(
             campaign_id=campaign_id, due_at=moment, is_test=False
         ).extra(where=[IN_WAITING])

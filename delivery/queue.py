@@ -34,7 +34,7 @@ from delivery.message_ids import assigned_id, note_assigned
 from delivery.models import Attempt, Claim, Delivery, ProviderState, SuppressionDue, WorkerLease
 from delivery.outcomes import Outcome, Phase
 from delivery.settlement import Settlement
-from delivery.sql import among, as_moment, as_parameter
+from delivery.sql import among, as_moment, as_parameter, in_order_of_an_index
 from delivery.states import WAITING, DeliveryStatus
 
 _S = DeliveryStatus
@@ -92,15 +92,17 @@ def claim(
         names = names or [lease.provider]
         of_tests = _OF_TESTS.format(names=", ".join(["%s"] * len(names)))
         rows = _lock_due(of_tests, list(names), wanted, now)
-        for equals in _by_priority(campaign_ids):
-            left = len(equals)
-            for campaign_id in equals:
-                share = -(-(wanted - len(rows)) // left)
-                if share > 0 and held is None:
-                    rows += _lock_due(_OF_A_CAMPAIGN, [campaign_id], share, now)
-                elif share > 0 and held is not None:
-                    rows += _lock_free(campaign_id, share, held, now)
-                left -= 1
+        by_priority = _by_priority(campaign_ids)
+        with in_order_of_an_index():
+            for equals in by_priority:
+                left = len(equals)
+                for campaign_id in equals:
+                    share = -(-(wanted - len(rows)) // left)
+                    if share > 0 and held is None:
+                        rows += _lock_due(_OF_A_CAMPAIGN, [campaign_id], share, now)
+                    elif share > 0 and held is not None:
+                        rows += _lock_free(campaign_id, share, held, now)
+                    left -= 1
         stay = [(claimed, status) for claimed, status, is_wanted in rows if is_wanted]
         unwanted = [(claimed, status) for claimed, status, is_wanted in rows if not is_wanted]
         tally = Tally(SHARDS_OF_CLAIMS + lease.slot)
@@ -222,12 +224,13 @@ def next_due(campaign_ids: Sequence[int], names: Sequence[str]) -> datetime | No
     """When the next waiting letter of these campaigns, or test letter for a provider of these
     names, is due; None without one."""
     waiting = Delivery.objects.filter(is_open=True, status__in=[_S.QUEUED, _S.DEFERRED])
-    moments = [
-        waiting.filter(campaign_id=campaign_id, is_test=False).aggregate(due=Min("due_at"))["due"]
-        for campaign_id in campaign_ids
-    ]
     tests = waiting.filter(is_test=True, campaign__provider__in=names)
-    moments.append(tests.aggregate(due=Min("due_at"))["due"])
+    moments = [tests.aggregate(due=Min("due_at"))["due"]]
+    in_order = waiting.filter(is_test=False).order_by("campaign_id", "due_at", "id")
+    with in_order_of_an_index():
+        for campaign_id in campaign_ids:
+            of_one = in_order.filter(campaign_id=campaign_id)
+            moments.append(of_one.values_list("due_at", flat=True).first())
     return min((moment for moment in moments if moment is not None), default=None)
 
 
@@ -610,7 +613,7 @@ def _give_up_claims(claim_key: int, ids: Sequence[int], tally: Tally) -> int:
 
 def cancel_waiting(campaign_id: int, size: int, now: datetime) -> int:
     """QUEUED and DEFERRED letters of a cancelled campaign -> CANCELLED, ``size`` at a time."""
-    with transaction.atomic():
+    with transaction.atomic(), in_order_of_an_index():
         rows = list(
             Delivery.objects.filter(
                 campaign_id=campaign_id,
