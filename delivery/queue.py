@@ -34,7 +34,14 @@ from delivery.message_ids import assigned_id, note_assigned
 from delivery.models import Attempt, Claim, Delivery, ProviderState, SuppressionDue, WorkerLease
 from delivery.outcomes import Outcome, Phase
 from delivery.settlement import Settlement
-from delivery.sql import among, as_moment, as_parameter, in_order_of_an_index
+from delivery.sql import (
+    among,
+    as_moment,
+    as_parameter,
+    execute_prepared,
+    in_order_of_an_index,
+    keeps_statements,
+)
 from delivery.states import WAITING, DeliveryStatus
 
 _S = DeliveryStatus
@@ -285,19 +292,22 @@ def _exchange(
     Each round trip costs more than the server's work: the database thread has to get the
     interpreter back from the event loop after each.
     """
-    with connection.cursor() as cursor:
-        cursor.execute(
-            _EXCHANGE.format(sent=among("d.id", _ids_of(sent)), wave=among("id", wave)),
-            {
-                "outcomes": _as_json(sent),
-                "now": now,
-                "key": lease.claim_key,
-                "provider": lease.provider,
-                "groups_held": groups_held,
-                "shard": lease.slot + 1,
-            },
-        )
-        written, moved = cursor.fetchone()
+    parameters: dict[str, Any] = {
+        "outcomes": _as_json(sent),
+        "wave": json.dumps(list(wave)),
+        "now": now,
+        "key": lease.claim_key,
+        "provider": lease.provider,
+        "groups_held": groups_held,
+        "shard": lease.slot + 1,
+    }
+    if keeps_statements():
+        written, moved = execute_prepared(_EXCHANGE_PREPARED, parameters)
+    else:
+        sql = _EXCHANGE.format(sent=among("d.id", _ids_of(sent)), wave=among("id", wave))
+        with connection.cursor() as cursor:
+            cursor.execute(sql, parameters)
+            written, moved = cursor.fetchone()
     if len(written) < len(sent) or len(moved) < len(wave):
         # Each of these moves is whole by itself.
         with transaction.atomic():
@@ -811,6 +821,13 @@ _EXCHANGE = f"""
     SELECT COALESCE((SELECT array_agg(id) FROM sent), ARRAY[]::bigint[]),
            COALESCE((SELECT array_agg(id) FROM noted), ARRAY[]::bigint[])
 """
+
+# Planned once, it finds each letter by its id; so nothing needs to be named twice.
+_EXCHANGE_PREPARED = _EXCHANGE.format(
+    sent="TRUE",
+    wave="id IN (SELECT CAST(value AS bigint)"
+    " FROM jsonb_array_elements_text(CAST(%(wave)s AS jsonb)))",
+)
 
 
 class Tally:
