@@ -371,8 +371,9 @@ def test_a_claim_is_a_handful_of_statements_whatever_its_size(
 ):
     assert campaign.status == CampaignStatus.SENDING
     claim(lease, campaign, 1, now)  # makes the shard's totals row
-    # Savepoint, tests, due rows, move, claims that are over, this claim, totals, savepoint.
-    with django_assert_num_queries(8):
+    # Savepoint, tests, due rows, move, claims that are over, this claim, totals, savepoint; and
+    # PostgreSQL is told to read them in the order of an index.
+    with django_assert_num_queries(9 if connection.vendor == "postgresql" else 8):
         claim(lease, campaign, 5, now)
 
 
