@@ -137,6 +137,9 @@ DATABASES = {
         default=f"sqlite:///{VAR_DIR / 'pennypost.sqlite3'}",
         conn_max_age=60,
         conn_health_checks=True,
+        # A pooler that gives each transaction another session: Django then keeps no cursor on the
+        # server, and workers prepare no statements.
+        disable_server_side_cursors=flag("DATABASE_POOLED", False),
     )
 }
 if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
