@@ -173,15 +173,14 @@ def call_back(names_of: Callable[[str], Sequence[str]], clock: Callable[[], date
 
 
 def _move(campaign_id: int, moment: datetime, now: datetime) -> int:
-    with transaction.atomic(), in_order_of_an_index():
+    with transaction.atomic():
         waiting = Delivery.objects.filter(
             campaign_id=campaign_id, due_at=moment, is_test=False
         ).extra(where=[IN_WAITING])
-        ids = list(
-            waiting.order_by("campaign_id", "due_at", "id")
-            .select_for_update(skip_locked=True)
-            .values_list("pk", flat=True)[:AT_ONCE]
-        )
+        in_order = waiting.order_by("campaign_id", "due_at", "id")
+        with in_order_of_an_index():
+            locked = in_order.select_for_update(skip_locked=True)
+            ids = list(locked.values_list("pk", flat=True)[:AT_ONCE])
         return Delivery.objects.filter(pk__in=ids, status__in=WAITING).update(due_at=now)
 
 
@@ -274,12 +273,13 @@ class Held:
 
 
 def _due(campaign_id: int, most: int, now: datetime) -> list[tuple[int, str]]:
-    return list(
+    in_order = (
         Delivery.objects.filter(campaign_id=campaign_id, is_test=False, due_at__lte=now)
         .extra(where=[IN_WAITING])
         .order_by("campaign_id", "due_at", "id")
-        .values_list("id", "rcpt_to")[:most]
     )
+    with in_order_of_an_index():
+        return list(in_order.values_list("id", "rcpt_to")[:most])
 
 
 def _takes_a_turn(state: GroupState, now: datetime) -> bool:

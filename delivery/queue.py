@@ -99,17 +99,15 @@ def claim(
         names = names or [lease.provider]
         of_tests = _OF_TESTS.format(names=", ".join(["%s"] * len(names)))
         rows = _lock_due(of_tests, list(names), wanted, now)
-        by_priority = _by_priority(campaign_ids)
-        with in_order_of_an_index():
-            for equals in by_priority:
-                left = len(equals)
-                for campaign_id in equals:
-                    share = -(-(wanted - len(rows)) // left)
-                    if share > 0 and held is None:
-                        rows += _lock_due(_OF_A_CAMPAIGN, [campaign_id], share, now)
-                    elif share > 0 and held is not None:
-                        rows += _lock_free(campaign_id, share, held, now)
-                    left -= 1
+        for equals in _by_priority(campaign_ids):
+            left = len(equals)
+            for campaign_id in equals:
+                share = -(-(wanted - len(rows)) // left)
+                if share > 0 and held is None:
+                    rows += _lock_first(campaign_id, share, now)
+                elif share > 0 and held is not None:
+                    rows += _lock_free(campaign_id, share, held, now)
+                left -= 1
         stay = [(claimed, status) for claimed, status, is_wanted in rows if is_wanted]
         unwanted = [(claimed, status) for claimed, status, is_wanted in rows if not is_wanted]
         tally = Tally(SHARDS_OF_CLAIMS + lease.slot)
@@ -168,10 +166,17 @@ _OF_TESTS = _DUE.format(
 )
 
 
+def _lock_first(
+    campaign_id: int, limit: int, now: datetime
+) -> list[tuple[Claimed, DeliveryStatus, bool]]:
+    with in_order_of_an_index():
+        return _lock_due(_OF_A_CAMPAIGN, [campaign_id], limit, now)
+
+
 def _lock_free(
     campaign_id: int, limit: int, held: Held, now: datetime
 ) -> list[tuple[Claimed, DeliveryStatus, bool]]:
-    """As _lock_due, without the letters to groups that are held."""
+    """As _lock_first, without the letters to groups that are held."""
     free = held.free_letters(campaign_id, limit, now)
     if not free:
         return []
@@ -623,8 +628,8 @@ def _give_up_claims(claim_key: int, ids: Sequence[int], tally: Tally) -> int:
 
 def cancel_waiting(campaign_id: int, size: int, now: datetime) -> int:
     """QUEUED and DEFERRED letters of a cancelled campaign -> CANCELLED, ``size`` at a time."""
-    with transaction.atomic(), in_order_of_an_index():
-        rows = list(
+    with transaction.atomic():
+        first = (
             Delivery.objects.filter(
                 campaign_id=campaign_id,
                 is_test=False,
@@ -633,8 +638,9 @@ def cancel_waiting(campaign_id: int, size: int, now: datetime) -> int:
             )
             .order_by("campaign_id", "due_at", "id")
             .select_for_update(skip_locked=True)
-            .values_list("id", "status")[:size]
         )
+        with in_order_of_an_index():
+            rows = list(first.values_list("id", "status")[:size])
         Delivery.objects.filter(pk__in=[pk for pk, _status in rows], status__in=WAITING).update(
             status=_S.CANCELLED, settled_at=now
         )

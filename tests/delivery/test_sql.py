@@ -18,7 +18,7 @@ from delivery import coordinator, filling, groups, leases, queue
 from delivery.leases import Lease
 from delivery.outcomes import Accepted, Phase, Reply
 from delivery.settlement import Settlement
-from delivery.sql import execute_prepared
+from delivery.sql import execute_prepared, in_order_of_an_index
 from delivery.states import DeliveryStatus
 from tests.delivery.conftest import make_campaign, make_readers, statuses
 
@@ -91,6 +91,17 @@ def test_without_statistics_the_first_letters_are_not_looked_for_among_all(
     (plan,) = [plan for plan in plans if "delivery_delivery" in plan]
     assert "Index Scan using delivery_open" in plan
     assert "Sort" not in plan
+
+
+def test_nothing_but_the_query_in_order_is_planned_without_sorting():
+    """A row that its key finds would be looked for along all that waits."""
+    with transaction.atomic():
+        with in_order_of_an_index():
+            assert rows_of("SHOW enable_sort") == [("off",)]
+        assert rows_of("SHOW enable_sort") == [("on",)]
+    with in_order_of_an_index():
+        assert rows_of("SHOW enable_sort") == [("off",)]
+    assert rows_of("SHOW enable_sort") == [("on",)]
 
 
 # ---------------------------------------------------------------------------------- what waits
