@@ -1,5 +1,5 @@
 """What statements that are written by hand share: values as both databases and their drivers take
-and give them."""
+and give them, and how PostgreSQL plans what runs all the time."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from weakref import WeakSet
 
 from django.db import connection, transaction
 from django.utils.timezone import make_aware
+from psycopg import Cursor
 
 
 def among(column: str, ids: Sequence[int]) -> str:
@@ -67,8 +68,6 @@ def execute_prepared(sql: str, parameters: Mapping[str, Any]) -> tuple[Any, ...]
     statements for lookups: it should be one that does little else. Django's errors; in autocommit
     it commits.
     """
-    from psycopg import Cursor  # not where SQLite is all there is
-
     connection.ensure_connection()
     raw: Any = connection.connection
     with connection.wrap_database_errors:
