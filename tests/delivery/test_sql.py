@@ -3,7 +3,7 @@ whom."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -107,42 +107,39 @@ def test_nothing_but_the_query_in_order_is_planned_without_sorting():
 # ---------------------------------------------------------------------------------- what waits
 
 
+def beside(patience: str, unit: Callable[[], object]) -> None:
+    """Runs it on a connection of its own, which waits so long for locks. OperationalError then."""
+
+    def run() -> None:
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(f"SET lock_timeout = '{patience}'")
+            unit()
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run).result()
+
+
 def test_a_page_that_is_being_filled_stops_no_worker(mailing_list, now):
     """The first move of a worker writes a row of totals, which refers to the campaign's."""
     make_readers(mailing_list, 30)
     campaign = make_campaign(mailing_list, now)
     campaign.start(now)
-
-    def count_beside() -> None:
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute("SET lock_timeout = '5s'")
-            CampaignTotals.add(campaign.pk, 7, {"claimed": 1})
-        finally:
-            connections.close_all()
-
-    with ThreadPoolExecutor(1) as pool, transaction.atomic():
+    with transaction.atomic():
         assert filling.fill_page(campaign, 10, now) == 10
-        pool.submit(count_beside).result()  # OperationalError if it had to wait
+        beside("5s", lambda: CampaignTotals.add(campaign.pk, 7, {"claimed": 1}))
 
 
 def test_two_coordinators_cannot_fill_the_same_page(mailing_list, now):
     make_readers(mailing_list, 30)
     campaign = make_campaign(mailing_list, now)
     campaign.start(now)
-
-    def fill_beside() -> None:
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute("SET lock_timeout = '50ms'")
-            filling.fill_page(campaign, 10, now)
-        finally:
-            connections.close_all()
-
-    with ThreadPoolExecutor(1) as pool, transaction.atomic():
+    with transaction.atomic():
         assert filling.fill_page(campaign, 10, now) == 10
         with pytest.raises(OperationalError, match="lock timeout"):
-            pool.submit(fill_beside).result()
+            beside("50ms", lambda: filling.fill_page(campaign, 10, now))
 
 
 def test_pages_grow_so_that_no_worker_waits_for_the_second(mailing_list, clock, monkeypatch):
