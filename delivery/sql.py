@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
 from typing import Any
-from weakref import WeakSet
 
 from django.db import connection, transaction
 from django.utils.timezone import make_aware
@@ -55,9 +54,9 @@ _KEPT_PLANS = (
     "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off;"
     " SET enable_hashjoin = off; SET enable_mergejoin = off"
 )
+# Django has psycopg prepare nothing, not even where it is told to. Also the mark of a connection
+# that has been told how to plan.
 _NEVER_UNASKED = 2**31
-# The connections (psycopg's) that keep their plans.
-_keeping: WeakSet[Any] = WeakSet()
 
 
 def execute_prepared(sql: str, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -71,11 +70,9 @@ def execute_prepared(sql: str, parameters: Mapping[str, Any]) -> tuple[Any, ...]
     connection.ensure_connection()
     raw: Any = connection.connection
     with connection.wrap_database_errors:
-        if raw not in _keeping:
+        if raw.prepare_threshold != _NEVER_UNASKED:
             raw.execute(_KEPT_PLANS)
-            # Django has psycopg prepare nothing, not even where it is told to.
             raw.prepare_threshold = _NEVER_UNASKED
-            _keeping.add(raw)
         with Cursor(raw) as cursor:
             row = cursor.execute(sql, parameters, prepare=True).fetchone()
     assert row is not None

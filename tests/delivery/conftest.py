@@ -13,7 +13,7 @@ import pytest
 from campaigns.addresses import address_key
 from campaigns.editions import freeze
 from campaigns.models import Campaign, CampaignTotals, MailingList, Subscriber, Subscription
-from delivery import coordinator, queue
+from delivery import coordinator, leases, queue
 from delivery.conf import delivery_settings
 from delivery.leases import Lease
 from delivery.models import Delivery
@@ -120,6 +120,23 @@ def campaign(mailing_list, readers, clock) -> Campaign:
     coordinate(clock)
     campaign.refresh_from_db()
     return campaign
+
+
+def make_unfilled(mailing_list: MailingList, now: datetime, readers: int) -> Campaign:
+    """A sending campaign to so many readers, of whom none is queued."""
+    make_readers(mailing_list, readers)
+    campaign = make_campaign(mailing_list, now)
+    assert campaign.start(now)
+    return campaign
+
+
+@pytest.fixture
+def lease(now) -> Lease:
+    """A worker's place at the default provider, of three."""
+    leases.make_places("default", 3)
+    lease = leases.take("default", 3, "host:1", now, timedelta(seconds=60))
+    assert lease is not None
+    return lease
 
 
 def hand_over(lease: Lease, ids: Sequence[int], now: datetime) -> list[int]:

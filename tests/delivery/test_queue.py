@@ -16,18 +16,19 @@ from delivery.outcomes import Accepted, Deferred, Phase, Rejected, Reply
 from delivery.settlement import Settlement
 from delivery.sql import among
 from delivery.states import DeliveryStatus
-from tests.delivery.conftest import coordinate, hand_over, make_campaign, make_readers, statuses
+from tests.delivery.conftest import (
+    coordinate,
+    hand_over,
+    make_campaign,
+    make_readers,
+    make_unfilled,
+    statuses,
+)
 
 pytestmark = pytest.mark.django_db
 
 OK = Reply(Phase.FINAL_DOT, 250, "2.0.0 Ok: queued as 1A2B")
 S = DeliveryStatus
-
-
-@pytest.fixture
-def lease(now):
-    leases.make_places("default", 3)
-    return leases.take("default", 3, "host:1", now, timedelta(seconds=60))
 
 
 @pytest.fixture
@@ -48,9 +49,7 @@ def test_every_subscribed_reader_is_queued_once(campaign, readers):
 
 
 def test_filling_goes_on_from_its_checkpoint(mailing_list, now):
-    make_readers(mailing_list, 25)
-    campaign = make_campaign(mailing_list, now)
-    campaign.start(now)
+    campaign = make_unfilled(mailing_list, now, 25)
     assert filling.fill_page(campaign, 10, now) == 10
     first = set(Delivery.objects.values_list("pk", flat=True))
     assert filling.fill_page(campaign, 10, now) == 10

@@ -14,25 +14,17 @@ from django.db import connection, connections, transaction
 from django.db.utils import OperationalError
 
 from campaigns.models import Campaign, CampaignTotals
-from delivery import coordinator, filling, groups, leases, queue
+from delivery import coordinator, filling, groups, queue
 from delivery.leases import Lease
 from delivery.outcomes import Accepted, Phase, Reply
 from delivery.settlement import Settlement
 from delivery.sql import execute_prepared, in_order_of_an_index
 from delivery.states import DeliveryStatus
-from tests.delivery.conftest import make_campaign, make_readers, statuses
+from tests.delivery.conftest import make_unfilled, statuses
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.postgresql]
 
 OK = Reply(Phase.FINAL_DOT, 250, "2.0.0 Ok: queued as 1A2B")
-
-
-@pytest.fixture
-def lease(now: datetime) -> Lease:
-    leases.make_places("default", 3)
-    held = leases.take("default", 3, "host:1", now, timedelta(seconds=60))
-    assert held is not None
-    return held
 
 
 def rows_of(sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -77,9 +69,7 @@ def test_without_statistics_the_first_letters_are_not_looked_for_among_all(
 ):
     """As at the start of a campaign, of which the statistics know nothing: its letters seem few,
     and all of them would be read and sorted for each claim."""
-    make_readers(mailing_list, 300)
-    campaign = make_campaign(mailing_list, now)
-    campaign.start(now)
+    campaign = make_unfilled(mailing_list, now, 300)
     filling.fill_page(campaign, 300, now)
     with connection.cursor() as cursor:
         # Of the table PostgreSQL knows how large it is, of its columns nothing.
@@ -124,18 +114,14 @@ def beside(patience: str, unit: Callable[[], object]) -> None:
 
 def test_a_page_that_is_being_filled_stops_no_worker(mailing_list, now):
     """The first move of a worker writes a row of totals, which refers to the campaign's."""
-    make_readers(mailing_list, 30)
-    campaign = make_campaign(mailing_list, now)
-    campaign.start(now)
+    campaign = make_unfilled(mailing_list, now, 30)
     with transaction.atomic():
         assert filling.fill_page(campaign, 10, now) == 10
         beside("5s", lambda: CampaignTotals.add(campaign.pk, 7, {"claimed": 1}))
 
 
 def test_two_coordinators_cannot_fill_the_same_page(mailing_list, now):
-    make_readers(mailing_list, 30)
-    campaign = make_campaign(mailing_list, now)
-    campaign.start(now)
+    campaign = make_unfilled(mailing_list, now, 30)
     with transaction.atomic():
         assert filling.fill_page(campaign, 10, now) == 10
         with pytest.raises(OperationalError, match="lock timeout"):
@@ -143,9 +129,7 @@ def test_two_coordinators_cannot_fill_the_same_page(mailing_list, now):
 
 
 def test_pages_grow_so_that_no_worker_waits_for_the_second(mailing_list, clock, monkeypatch):
-    make_readers(mailing_list, 100)
-    campaign = make_campaign(mailing_list, clock())
-    campaign.start(clock())
+    campaign = make_unfilled(mailing_list, clock(), 100)
     monkeypatch.setattr(coordinator, "FIRST_PAGE", 5)
     monkeypatch.setattr(coordinator, "PAGE", 40)
     filled_when_told: list[dict[str, int]] = []
