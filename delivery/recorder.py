@@ -54,6 +54,7 @@ _ID = struct.Struct("<q")
 
 _KINDS: tuple[type, ...] = (Accepted, Deferred, Rejected, Unavailable, Unconfirmed)
 _PHASES = tuple(Phase)
+_NUMBER_OF_PHASE = {phase: number for number, phase in enumerate(Phase)}
 _NO_CODE = -1
 _NO_WISH = -1
 
@@ -143,21 +144,23 @@ def recording_path(folder: Path, claim_key: int) -> Path:
 
 def _pack_outcome(target: mmap.mmap, at: int, delivery_id: int, outcome: Outcome) -> None:
     reply = outcome.reply
-    wish = getattr(outcome, "retry_after", None)
-    flags = (
-        getattr(outcome, "address_is_bad", False),
-        getattr(outcome, "needs_a_person", False),
-    )
+    wish, bad, person, rule = None, False, False, ""
+    if not isinstance(outcome, Accepted):  # nearly all are, and have none of these
+        wish = getattr(outcome, "retry_after", None)
+        bad = getattr(outcome, "address_is_bad", False)
+        person = getattr(outcome, "needs_a_person", False)
+        rule = outcome.rule
     _OUTCOME.pack_into(
         target,
         at,
         0,
         _KINDS.index(type(outcome)),
-        _PHASES.index(reply.phase),
+        _NUMBER_OF_PHASE[reply.phase],
         _NO_CODE if reply.code is None else reply.code,
-        *flags,
+        bad,
+        person,
         _NO_WISH if wish is None else min(int(wish.total_seconds()), 2**31 - 1),
-        getattr(outcome, "rule", "").encode()[:_RULE],
+        rule.encode()[:_RULE],
         reply.text.encode()[:_TEXT],
     )
     _ID.pack_into(target, at, delivery_id)

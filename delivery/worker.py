@@ -481,7 +481,8 @@ class Worker:
                 self.is_silent |= self._asks_for_silence(outcome)
                 self.ledger.add(Result(turn.claimed.id, outcome))
                 self.sent += 1
-            if not self._on_wire() or 2 * self._answered() >= self.settings.send_batch_size:
+            answered = self._answered()
+            if answered == len(self.noted) or 2 * answered >= self.settings.send_batch_size:
                 self.progress.set()
 
     def _asks_for_silence(self, outcome: Outcome) -> bool:
@@ -497,13 +498,14 @@ class Worker:
     async def _send(self, turn: Turn) -> Outcome:
         grant = turn.batch.grant
         assert grant is not None
-        if grant.limits:
-            while (wait := grant.opens(turn.permit) - self.timer.ticks()) > 0:
-                await self.timer.sleep(wait)
-            if self.timer.ticks() > grant.expires(turn.permit):
-                text = "The permit of the provider's limits had run out before the letter left."
-                reply = Reply.of(Phase.LOCAL, None, text)
-                return Unavailable(reply, timedelta(0), rule=PERMIT_EXPIRED)
+        if not grant.limits:
+            return await self._send_now(turn)
+        while (wait := grant.opens(turn.permit) - self.timer.ticks()) > 0:
+            await self.timer.sleep(wait)
+        if self.timer.ticks() > grant.expires(turn.permit):
+            text = "The permit of the provider's limits had run out before the letter left."
+            reply = Reply.of(Phase.LOCAL, None, text)
+            return Unavailable(reply, timedelta(0), rule=PERMIT_EXPIRED)
         try:
             return await self._send_now(turn)
         finally:

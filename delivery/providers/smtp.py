@@ -39,7 +39,7 @@ from delivery.outcomes import (
     Unavailable,
     Unconfirmed,
 )
-from delivery.providers.base import Gate, OpenGate, Rest
+from delivery.providers.base import Gate, Rest
 from delivery.providers.microsoft_identity import CLOUDS, IdentityError, shared_identity
 from delivery.providers.smtp_pipelining import (
     Letter,
@@ -73,7 +73,8 @@ _PHASES = {
 }
 _HOSTS_OF_MAILBOXES = {cloud.smtp for cloud in CLOUDS.values()}
 _GIVEN_BY_EXCHANGE = re.compile(r"2\.0\.0 OK (<[^<>\s]+@[^<>\s]+>) \[Hostname=")
-_UNSAFE_IN_PATH = re.compile(r"[\x00-\x20\x7f<>]|[^\x00-\x7f]")
+# Printable ASCII but for space, "<" and ">".
+_SAFE_IN_PATH = re.compile(r"[!-;=?-~]*")
 
 
 class SMTPProvider:
@@ -133,7 +134,7 @@ class SMTPProvider:
         self.concurrency = LETTERS_AT_ONCE * connections
         self._tls = ssl.create_default_context(cafile=ca_file) if security != "none" else None
         self.note_final_dot: Callable[[int], None] = lambda reference: None
-        self._gate: Gate = OpenGate()
+        self._gate: Gate | None = None  # nobody else uses the mailbox, or it is none
         # A login or certificate that is refused stays so until a person has mended it. Letters
         # that wait for a connection must not each try it again: that locks an account.
         self.refusal: Unavailable | None = None
@@ -180,7 +181,9 @@ class SMTPProvider:
             self._waiting.append(turn)
             connection = await turn
         try:
-            return await self._in_turn(connection, message)
+            if self._gate is None:
+                return await connection.hand_over(message)
+            return await self._in_turn(self._gate, connection, message)
         finally:
             connection.load -= 1
             self._offer(connection)
@@ -192,15 +195,17 @@ class SMTPProvider:
                 else:
                     break
 
-    async def _in_turn(self, connection: Connection, message: OutgoingMessage) -> Outcome:
-        turn = await self._gate.ask()
+    async def _in_turn(
+        self, gate: Gate, connection: Connection, message: OutgoingMessage
+    ) -> Outcome:
+        turn = await gate.ask()
         if isinstance(turn, Rest):
             reply = Reply.of(Phase.LOCAL, None, f"Nothing was asked of the mailbox: {turn.because}")
             return Unavailable(reply, turn.wait, rule="mailbox rests")
         try:
             return await connection.hand_over(message)
         finally:
-            await self._gate.done(turn)
+            await gate.done(turn)
 
     async def keep_connections(self, most: int) -> int:
         """At most so many places for connections; QUIT on idle ones above it."""
@@ -460,6 +465,6 @@ def _lost(phase: Phase, text: str) -> Outcome:
 
 def _path(address: str) -> str:
     """A path for MAIL or RCPT. ValueError for what could end the command or begin another."""
-    if _UNSAFE_IN_PATH.search(address):
+    if not _SAFE_IN_PATH.fullmatch(address):
         raise ValueError(f"{address!r} cannot stand in an SMTP command")
     return f"<{address}>"
