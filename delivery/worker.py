@@ -512,21 +512,22 @@ class Worker:
             turn.batch.answered.append(self.timer.ticks())
 
     async def _send_now(self, turn: Turn) -> Outcome:
-        message = compose(turn.claimed, turn.batch.letters, self.clock())
+        now = self.clock()
+        message = compose(turn.claimed, turn.batch.letters, now)
         if isinstance(message, Rejected):
             return message
         recorder = self.recorder
         if recorder is None:
-            return await self._outcome_of(message)
+            return await self._outcome_of(message, now)
         recorder.leaving(message.reference)
         if not self.reports_final_dot:
             recorder.final_dot(message.reference)
-        outcome = await self._outcome_of(message)
+        outcome = await self._outcome_of(message, now)
         recorder.answered(message.reference, outcome)
         return outcome
 
-    async def _outcome_of(self, message: OutgoingMessage) -> Outcome:
-        if self.held_until is not None and self.clock() >= self.held_until:
+    async def _outcome_of(self, message: OutgoingMessage, now: datetime) -> Outcome:
+        if self.held_until is not None and now >= self.held_until:
             # The lease ran out unnoticed (a stopped machine): somebody may have reclaimed this
             # letter as doubtful, and a second copy must not leave.
             text = "The worker's lease had run out before the letter left."
