@@ -139,8 +139,8 @@ class SMTPProvider:
         # that wait for a connection must not each try it again: that locks an account.
         self.refusal: Unavailable | None = None
         self._places: list[Connection] = []
-        self._idle: list[Connection] = []
-        self._offered: deque[Connection] = deque()
+        # The same by how many letters they have now; those used last stand last.
+        self._by_load: list[dict[Connection, None]] = [{} for _ in range(LETTERS_AT_ONCE + 1)]
         self._waiting: deque[asyncio.Future[Connection]] = deque()
 
     def watch(self, note: Callable[[int], None]) -> None:
@@ -168,13 +168,14 @@ class SMTPProvider:
             # Once, and not for each connection as aiosmtplib would: it may ask a slow resolver.
             self.local_hostname = await asyncio.to_thread(socket.getfqdn)
         self._places = [Connection(self) for _ in range(self.connections)]
-        self._idle = list(self._places)
-        self._offered.clear()
+        for places in self._by_load:
+            places.clear()
+        self._by_load[0] |= dict.fromkeys(self._places)
         self.refusal = None
 
     async def send(self, message: OutgoingMessage) -> Outcome:
-        """Hands one letter over: on an idle connection, else behind the letter of a busy one, else
-        when there is room."""
+        """Hands one letter over: on an idle connection, else behind the letters of the one that
+        has fewest, else when there is room."""
         connection = self._free_connection()
         if connection is None:
             turn: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
@@ -185,8 +186,7 @@ class SMTPProvider:
                 return await connection.hand_over(message)
             return await self._in_turn(self._gate, connection, message)
         finally:
-            connection.load -= 1
-            self._offer(connection)
+            self._change_load(connection, -1)
             while self._waiting:
                 if self._waiting[0].done():  # whoever waited was cancelled
                     self._waiting.popleft()
@@ -209,15 +209,15 @@ class SMTPProvider:
 
     async def keep_connections(self, most: int) -> int:
         """At most so many places for connections; QUIT on idle ones above it."""
-        while len(self._places) > most and self._idle:
-            # The last of the stack: of the idle ones it was used longest ago.
-            surplus = self._idle.pop(0)
+        while len(self._places) > most and self._by_load[0]:
+            surplus = next(iter(self._by_load[0]))  # it was used longest ago
+            del self._by_load[0][surplus]
             self._places.remove(surplus)
             await surplus.quit()
-        for _ in range(min(most, self.connections) - len(self._places)):
-            place = Connection(self)
-            self._places.append(place)
-            self._idle.insert(0, place)
+        missing = min(most, self.connections) - len(self._places)
+        more = [Connection(self) for _ in range(missing)]
+        self._places += more
+        self._by_load[0] = dict.fromkeys(more) | self._by_load[0]
         self.concurrency = LETTERS_AT_ONCE * len(self._places)
         return len(self._places)
 
@@ -226,26 +226,17 @@ class SMTPProvider:
         await asyncio.gather(*(connection.quit() for connection in self._places))
 
     def _free_connection(self) -> Connection | None:
-        if self._idle:
-            connection = self._idle.pop()
-            connection.load = 1
-            self._offer(connection)
-            return connection
-        while self._offered:
-            connection = self._offered.popleft()
-            connection.is_offered = False
-            if 0 < connection.load < LETTERS_AT_ONCE and connection.has_room:
-                connection.load += 1
-                self._offer(connection)
-                return connection
+        for load in range(LETTERS_AT_ONCE):
+            for connection in reversed(self._by_load[load]):
+                if load == 0 or connection.has_room:
+                    self._change_load(connection, 1)
+                    return connection
         return None
 
-    def _offer(self, connection: Connection) -> None:
-        if connection.load == 0:
-            self._idle.append(connection)
-        elif connection.load < LETTERS_AT_ONCE and not connection.is_offered:
-            connection.is_offered = True
-            self._offered.append(connection)
+    def _change_load(self, connection: Connection, by: int) -> None:
+        del self._by_load[connection.load][connection]
+        connection.load += by
+        self._by_load[connection.load][connection] = None
 
     def new_client(self) -> LetterClient:
         """An aiosmtplib client that connects and does nothing else by itself."""
@@ -270,9 +261,7 @@ class Connection:
         self.letters = 0
         self.connected_at = 0.0
         self.says_size = False
-        # Letters that have this connection now, and whether it is offered to one more.
-        self.load = 0
-        self.is_offered = False
+        self.load = 0  # letters that have this connection now
         self._connecting = asyncio.Lock()
 
     async def hand_over(self, message: OutgoingMessage) -> Outcome:

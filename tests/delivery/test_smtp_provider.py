@@ -94,6 +94,32 @@ def test_never_more_connections_than_the_setting():
     assert server.most_connections == 4
 
 
+def test_a_letter_stands_behind_the_fewest_others():
+    """One that need not wait for a slow answer on another connection does not."""
+    answered = []
+
+    async def send_all(server):
+        provider = SMTPProvider(server.host, server.port, security="none", connections=2)
+
+        async def send_one(number, rcpt_to="ada@example.org"):
+            await provider.send(letter(number, rcpt_to))
+            answered.append(number)
+
+        await provider.open()
+        slow, quick, *behind = (
+            asyncio.create_task(send_one(number, rcpt_to))
+            for number, rcpt_to in enumerate(["slow@example.org"] + 3 * ["ada@example.org"])
+        )
+        await quick
+        await send_one(4)
+        await asyncio.gather(slow, *behind)
+        await provider.close()
+
+    with SMTPServer(rules=[Rule(At.FINAL_DOT, address="slow@*", delay=0.5)]) as server:
+        asyncio.run(send_all(server))
+    assert answered.index(4) < answered.index(0)
+
+
 def test_a_server_that_closed_an_idle_connection_costs_nothing():
     rule = Rule(At.MAIL, drop=Drop.BEFORE_REPLY, skip=1, times=1)
     with SMTPServer(rules=[rule]) as server:
