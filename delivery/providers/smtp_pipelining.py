@@ -111,6 +111,8 @@ class LetterProtocol(SMTPProtocol):
         self.pipelining = pipelining
         # Without PIPELINING there would be nothing to win.
         self.chunking = chunking and pipelining
+        # When this command was answered, the letter itself may leave.
+        self.last_command = Step.RCPT if self.chunking else Step.DATA
         self.timeouts = timeouts
         # False: no further letter may be given to this connection.
         self.is_usable = True
@@ -252,7 +254,7 @@ class LetterProtocol(SMTPProtocol):
                 self._refused(letter, answer)
             elif letter.refusal is None:
                 self._go_on(step, letter)
-            elif self.chunking and step is Step.RCPT:
+            elif step is self.last_command:
                 self._finish_refused(letter)
         elif step is Step.DATA:
             self._data_answered(letter, answer)
@@ -266,7 +268,7 @@ class LetterProtocol(SMTPProtocol):
 
     def _go_on(self, step: Step, letter: Letter) -> None:
         """The server took this step as it should, and has refused nothing of this letter."""
-        if step is Step.DATA or (step is Step.RCPT and self.chunking):
+        if step is self.last_command:
             self._hand_over(letter)
         elif not self.pipelining and step is Step.MAIL:
             self._expected.append((Step.RCPT, letter))
