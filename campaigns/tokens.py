@@ -19,8 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
-from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
@@ -44,24 +43,29 @@ WIDTHS: dict[Purpose, tuple[int, ...]] = {
 }
 
 
+class _Ready(NamedTuple):
+    """What the tokens of one purpose begin with and are made by."""
+
+    key_number: bytes
+    widths: tuple[int, ...]
+    inner: Hash
+    outer: Hash
+
+
 @dataclass(frozen=True, slots=True)
 class TokenSigner:
     """Makes and reads tokens. ``keys``: key number (0..255) to secret; the highest one signs."""
 
     keys: Mapping[int, bytes]
-    _kept: dict[Purpose, tuple[int, int, Hash, Hash]] = field(
+    _kept: dict[Purpose, _Ready] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     def sign(self, purpose: Purpose, *numbers: int) -> str:
         """The token for these numbers. OverflowError when one does not fit its width."""
-        key, octets, inner, outer = self._ready(purpose)
-        payload = key
-        for number, width in zip(numbers, WIDTHS[purpose], strict=True):
-            if number >> 8 * width:
-                raise OverflowError(f"{number} needs more than {width} octets")
-            payload = payload << 8 * width | number
-        body = payload.to_bytes(octets, "big")
+        body, widths, inner, outer = self._kept.get(purpose) or self._ready(purpose)
+        for number, width in zip(numbers, widths, strict=True):
+            body += number.to_bytes(width, "big")
         return _base32(body + _mac(inner, outer, body))
 
     def read(self, purpose: Purpose, token: str) -> tuple[int, ...] | None:
@@ -91,13 +95,11 @@ class TokenSigner:
             at += width
         return tuple(numbers)
 
-    def _ready(self, purpose: Purpose) -> tuple[int, int, Hash, Hash]:
-        """The key that signs, the octets of a body, and its HMAC begun; kept for the next token."""
-        ready = self._kept.get(purpose)
-        if ready is None:
-            key = max(self.keys)
-            octets = 1 + sum(WIDTHS[purpose])
-            ready = self._kept[purpose] = (key, octets, *_begun(self.keys[key], purpose))
+    def _ready(self, purpose: Purpose) -> _Ready:
+        """What the tokens of a purpose have in common; kept for the next one."""
+        number = max(self.keys)
+        begun = _begun(self.keys[number], purpose)
+        ready = self._kept[purpose] = _Ready(number.to_bytes(1, "big"), WIDTHS[purpose], *begun)
         return ready
 
 
@@ -120,15 +122,28 @@ def _mac(inner: Hash, outer: Hash, body: bytes) -> bytes:
     return outer.digest()[:MAC_OCTETS]
 
 
-_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
-# Three characters for each fifteen bits: 32,768 of them, made in a few milliseconds.
-_TRIPLES = ["".join(characters) for characters in product(_ALPHABET, repeat=3)]
+# The character of each five bits; translate() takes a table of 256.
+_ALPHABET = b"abcdefghijklmnopqrstuvwxyz234567".ljust(256)
 
 
 def _base32(raw: bytes) -> str:
-    """As base64.b32encode, lower case and without padding, in an eighth of the time."""
-    bits = 8 * len(raw)
-    surplus = -bits % 15
-    number = int.from_bytes(raw, "big") << surplus
-    triples = [_TRIPLES[number >> at & 32767] for at in range(bits + surplus - 15, -1, -15)]
-    return "".join(triples)[: -(-bits // 5)]
+    """As base64.b32encode, lower case and without padding, in a quarter of the time.
+
+    Each step halves all groups of bits at once, until each five have an octet of their own.
+    """
+    number = int.from_bytes(raw, "big") << -8 * len(raw) % 5
+    for shift, lower, upper in _HALVINGS:
+        number = number & lower | number << shift & upper
+    return number.to_bytes(-(-8 * len(raw) // 5), "big").translate(_ALPHABET).decode("ascii")
+
+
+def _halving(characters: int) -> tuple[int, int, int]:
+    """What makes two groups of so many characters, in as many octets, of each one of twice as many:
+    how far the upper halves move, and where the lower and the upper ones are then."""
+    bits, room = 5 * characters, 8 * characters
+    lower = sum((1 << bits) - 1 << at for at in range(0, 8 * 32, 2 * room))
+    return room - bits, lower, lower << room
+
+
+# For tokens of up to 32 characters.
+_HALVINGS = [_halving(characters) for characters in (16, 8, 4, 2, 1)]
