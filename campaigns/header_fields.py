@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import base64
 import re
-from datetime import datetime
+from datetime import datetime, tzinfo
 from functools import lru_cache
 
 LONGEST_NAME = 100  # characters of a display name
@@ -32,10 +32,14 @@ _CLEAN = re.compile(r"[!-~](?:[ -~]*[!-~])?").fullmatch
 
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"  # RFC 5322 section 3.2.3
 _DOMAIN = r"[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*"
-_ATOMS = re.compile(rf"{_ATOM}(?: {_ATOM})*").fullmatch
+_PHRASE = rf"{_ATOM}(?: {_ATOM})*"
+_ATOMS = re.compile(_PHRASE).fullmatch
+_ADDR_SPEC = rf"{_ATOM}(?:\.{_ATOM})*@{_DOMAIN}"
 # At most 254 characters (RFC 3696, erratum 1690), and nothing that looks like an encoded word.
-_ADDRESS = re.compile(rf"(?=.{{3,254}}\Z)(?!.*=\?){_ATOM}(?:\.{_ATOM})*@{_DOMAIN}").fullmatch
-_MESSAGE_ID = re.compile(rf"(?=.{{3,250}}\Z)<{_ATOM}(?:\.{_ATOM})*@{_DOMAIN}>").fullmatch
+_ADDRESS = re.compile(rf"(?=.{{3,254}}\Z)(?!.*=\?){_ADDR_SPEC}").fullmatch
+_MESSAGE_ID = re.compile(rf"(?=.{{3,250}}\Z)<{_ADDR_SPEC}>").fullmatch
+# Nearly every reader's: words that are atoms, and an address.
+_PLAIN_MAILBOX = re.compile(rf"{_PHRASE} <{_ADDR_SPEC}>").fullmatch
 
 _DAYS = "MonTueWedThuFriSatSun"
 _MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
@@ -75,6 +79,10 @@ def subject_field(text: str) -> str:
 
 def mailbox_field(name: str, display_name: str, address: str) -> str:
     """``From``, ``To``, ``Reply-To``: one mailbox, with a display name or without."""
+    mailbox = f"{display_name} <{address}>"
+    fits = len(name) + 2 + len(mailbox) <= LONGEST_LINE
+    if fits and "=?" not in mailbox and _PLAIN_MAILBOX(mailbox):
+        return f"{name}: {mailbox}\r\n"  # the rest comes to the same, in twice the time
     if not _ADDRESS(address):
         raise ValueError(f"{name}: {address!r} is no address that can stand in a header")
     display_name = clean_name(display_name)
@@ -104,9 +112,12 @@ def encoded_words(text: str, *, first_room: int) -> str:
 
     ``first_room``: what is left of the first line, in characters.
     """
+    room = _octets_in(first_room)
+    octets = text.encode("utf-8")
+    if 0 < len(octets) <= room:
+        return _encoded_word(octets)
     words: list[str] = []
     octets = b""
-    room = _octets_in(first_room)
     for character in text:
         encoded = character.encode("utf-8")
         if len(octets) + len(encoded) > room:
@@ -124,9 +135,14 @@ def message_id_field(message_id: str) -> str:
     return f"Message-ID: {message_id}\r\n"
 
 
-@lru_cache(maxsize=8)  # a batch of letters has one moment
 def date_field(moment: datetime) -> str:
-    """``Date`` in the moment's own zone. ValueError for a moment without one."""
+    """``Date`` in the moment's own zone, to the second. ValueError for a moment without one."""
+    return _date_field(int(moment.timestamp()), moment.tzinfo)
+
+
+@lru_cache(maxsize=8)  # the letters of a second share it
+def _date_field(second: int, zone: tzinfo | None) -> str:
+    moment = datetime.fromtimestamp(second, zone)
     offset = moment.strftime("%z")
     if not offset:
         raise ValueError("Date: a moment needs a time zone")

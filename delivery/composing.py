@@ -65,8 +65,7 @@ def _compose(claimed: Claimed, letter: Letter | LetterError, now: datetime) -> O
             unsubscribe_url=unsubscribe_url(
                 claimed.campaign_id, 0 if claimed.is_test else claimed.subscriber_id
             ),
-            # Without fractions: a field that many letters share.
-            date=now.replace(microsecond=0),
+            date=now,
         )
     )
     envelope = envelope_of(claimed.id, claimed.rcpt_to, letter.from_email)

@@ -152,11 +152,23 @@ def test_an_ascii_subject_folds_between_words_and_needs_no_encoding() -> None:
     "address",
     ["", "ada", "a b@example.org", "a@example.org\r\nBcc: b@example.org", "<a@example.org>"]
     + ["a@example.org,b@example.org", "é@example.org", "=?utf-8?q?x?=@example.org", "a@b@c"]
-    + ["a" * 260 + "@example.org", "a..b@example.org", "a@exa mple.org"],
+    + ["a" * 260 + "@example.org", "a..b@example.org", "a@exa mple.org", "a@b.c> <x@y.z"],
 )
-def test_an_address_that_is_none_is_refused(address: str) -> None:
+@pytest.mark.parametrize("name", ["", "Ada", "Ada L. Smith", "Jérôme"])
+def test_an_address_that_is_none_is_refused(name: str, address: str) -> None:
     with pytest.raises(ValueError, match="To"):
-        mailbox_field("To", "", address)
+        mailbox_field("To", name, address)
+
+
+@pytest.mark.parametrize("length", range(40, 75))
+def test_a_mailbox_is_folded_only_where_it_does_not_fit_on_a_line(length: int) -> None:
+    name = ("word " * 20)[:length].strip()
+    written = mailbox_field("To", name, "ada@example.org")
+
+    assert display_name(written, parsed(written)["To"].addresses[0].display_name) == name
+    whole = f"To: {name} <ada@example.org>\r\n"
+    assert written == whole if len(whole) <= 80 else written.count("\r\n ") == 1
+    assert max(map(len, written.split("\r\n"))) <= 78
 
 
 @pytest.mark.parametrize(
@@ -184,6 +196,14 @@ def test_a_date_is_written_as_the_table_says() -> None:
     moment = datetime(2026, 11, 21, 10, 0, 0, 999, tzinfo=UTC)
 
     assert date_field(moment) == "Date: Sat, 21 Nov 2026 10:00:00 +0000\r\n"
+
+
+def test_one_moment_in_two_zones_is_two_dates() -> None:
+    moment = datetime(2026, 11, 21, 10, 0, tzinfo=UTC)
+    east = moment.astimezone(timezone(timedelta(hours=1)))
+
+    assert date_field(moment) == "Date: Sat, 21 Nov 2026 10:00:00 +0000\r\n"
+    assert date_field(east) == "Date: Sat, 21 Nov 2026 11:00:00 +0100\r\n"
 
 
 def test_a_moment_without_a_zone_is_no_date() -> None:
