@@ -87,7 +87,8 @@ class Letter:
         self.from_email = source.from_email
         self._list_id_domain = list_id_domain
         self._sender_id = sender_id
-        self._names = self._subject.identifiers | self._html.identifiers | self._text.identifiers
+        names = self._subject.identifiers | self._html.identifiers | self._text.identifiers
+        self._names = [(name, BUILT_IN.get(name)) for name in names]
         try:
             self._from = mailbox_field("From", source.from_name, source.from_email)
             if source.reply_to:
@@ -156,8 +157,7 @@ class Letter:
         """
         values = {}
         attributes = addressee.attributes
-        for name in self._names:
-            built_in = BUILT_IN.get(name)
+        for name, built_in in self._names:
             value = getattr(addressee, built_in) if built_in else attributes.get(name)
             if value is not None and (text := merge_text(value)):
                 values[name] = text

@@ -9,7 +9,8 @@ stop (memory) is tried in a child process first: campaigns/trial.py.
 A template renders in two ways that give the same text. ``render`` gives the text itself.
 ``render_encoded`` gives quoted-printable, at a tenth of the cost of encoding the rendered text:
 the text between the tags is encoded once, when the template is compiled, and each value alone,
-when it is written (quoted_printable.py has the rules by which the pieces fit).
+when it is written (quoted_printable.py has the rules by which the pieces fit). Where the tags are
+nothing but names of fields, as in most letters, the pieces are joined without minijinja.
 
 Imports no Django: the child process starts in a fraction of the time without it.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from html import escape
 
 from minijinja import Environment, Markup, TemplateError, safe
@@ -91,10 +93,12 @@ class MergeTemplate:
         # A superset of what it looks up, so that nothing is missing when a name is also assigned.
         self.identifiers = identifiers(pieces)
         self.is_static = not any(piece.is_tag for piece in pieces)
+        finalizer = _encoded_html_value if html else _encoded_value
+        self._form = _form(pieces, self.unknown_names(set()), finalizer)
         self._encoded: Environment | None = None
-        if _is_flat(pieces):
+        if self._form is None and _is_flat(pieces):
             # No auto-escaping: the finalizer escapes before it encodes.
-            self._encoded = _environment(False, _encoded_html_value if html else _encoded_value)
+            self._encoded = _environment(False, finalizer)
             self._add(self._encoded, _encoded_source(pieces))
 
     def unknown_names(self, known: set[str]) -> set[str]:
@@ -107,6 +111,8 @@ class MergeTemplate:
 
     def render_encoded(self, values: Mapping[str, str]) -> str:
         """The same in quoted-printable, as one segment."""
+        if self._form is not None:
+            return self._measured(self._form.filled(values))
         if self._encoded is None:
             return quoted_printable.segment(self._render(self._text, values))
         try:
@@ -120,6 +126,9 @@ class MergeTemplate:
             output = environment.render_template(self.part, **values)
         except TemplateError as error:
             raise self._error(error) from error
+        return self._measured(output)
+
+    def _measured(self, output: str) -> str:
         if len(output) > LARGEST_OUTPUT:
             raise LetterError(f"{self.part}: larger than {LARGEST_OUTPUT // 1024} KB when filled")
         return output
@@ -189,6 +198,57 @@ def _encoded_html_value(value: object) -> str:
     if type(value) is str and _PLAIN_HTML(value):
         return value + quoted_printable.SOFT_BREAK
     return quoted_printable.segment(_html_value(value))
+
+
+# ------------------------------------------------------------------------------------------- forms
+
+
+# {{ name }}, and {{ name | default("a word") }} with a string that holds no escapes.
+_FIELD = re.compile(
+    r"""(\w+)(?:\s*\|\s*(?:default|d)\s*\(\s*(?:"([^"\\]*)"|'([^'\\]*)')\s*\))?"""
+).fullmatch
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """Encoded text with blanks for values: filled in less than half of minijinja's time.
+
+    ``blanks``: the places among the pieces where values stand, and their names; the piece at such
+    a place is what stands there when the value is missing.
+    """
+
+    pieces: list[str]
+    blanks: list[tuple[int, str]]
+    finalizer: Finalizer
+
+    def filled(self, values: Mapping[str, str]) -> str:
+        pieces = self.pieces.copy()
+        for place, name in self.blanks:
+            if name in values:
+                pieces[place] = self.finalizer(values[name])
+        return "".join(pieces)
+
+
+def _form(pieces: list[Piece], looked_up: set[str], finalizer: Finalizer) -> _Form | None:
+    """The template as a form; None when there is more to it than text and fields.
+
+    ``looked_up``: the names that minijinja finds in it, for it alone knows which words are names
+    and which are ``true``, ``none`` or a number.
+    """
+    form = _Form([], [], finalizer)
+    for place, piece in enumerate(pieces):
+        match piece.kind:
+            case PieceKind.TEXT | PieceKind.COMMENT:
+                form.pieces.append(quoted_printable.segment(piece.text))
+            case PieceKind.EXPRESSION:
+                field = _FIELD(piece.inside)
+                if field is None or field[1] not in looked_up:
+                    return None
+                form.pieces.append(finalizer(field[2] or field[3] or ""))
+                form.blanks.append((place, field[1]))
+            case _:
+                return None
+    return form
 
 
 # ------------------------------------------------------------------------------ encoded templates
