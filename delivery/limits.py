@@ -18,7 +18,7 @@ from time import monotonic
 from django.db import connection, transaction
 from django.db.models import F, Q, QuerySet, Sum
 
-from delivery import day_quota
+from delivery import day_quota, statements
 from delivery.models import ProviderState, QuotaWindow, RateBucket, WorkerLease
 from delivery.outcomes import Unavailable
 from delivery.permits import Usage, next_at, plan, step_end
@@ -236,7 +236,8 @@ def _log(limit: Limit, at: datetime, permits: int) -> None:
 
 def state_of(alias: str) -> ProviderState:
     """The provider's row, made on first sight."""
-    return ProviderState.objects.get_or_create(alias=alias)[0]
+    known = ProviderState.objects.raw(statements.STATE_OF_PROVIDER, [alias])
+    return next(iter(known), None) or ProviderState.objects.get_or_create(alias=alias)[0]
 
 
 def closed_until(state: ProviderState, now: datetime) -> datetime | None:

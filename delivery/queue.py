@@ -21,17 +21,12 @@ from django.db.models import Count, Min
 from campaigns.models import (
     Campaign,
     CampaignTotals,
-    MailingList,
-    Subscriber,
-    Subscription,
-    Suppression,
 )
-from campaigns.states import CampaignStatus, SubscriptionStatus
-from delivery import guard_rails, unclassified
+from delivery import guard_rails, statements, unclassified
 from delivery.groups import Held
 from delivery.leases import Lease
 from delivery.message_ids import assigned_id, note_assigned
-from delivery.models import Attempt, Claim, Delivery, ProviderState, SuppressionDue, WorkerLease
+from delivery.models import Attempt, Claim, Delivery, SuppressionDue, WorkerLease
 from delivery.outcomes import Outcome, Phase
 from delivery.settlement import Settlement
 from delivery.sql import (
@@ -74,11 +69,11 @@ class Claimed(NamedTuple):
 
 def open_campaigns(names: Sequence[str]) -> list[int]:
     """The campaigns that may send now through a provider of these names."""
-    return list(
-        Campaign.objects.filter(status=CampaignStatus.SENDING, provider__in=names)
-        .order_by("id")
-        .values_list("pk", flat=True)
-    )
+    with connection.cursor() as cursor:
+        cursor.execute(
+            statements.OPEN_CAMPAIGNS.format(names=", ".join(["%s"] * len(names))), list(names)
+        )
+        return [row[0] for row in cursor.fetchall()]
 
 
 def claim(
@@ -95,19 +90,18 @@ def claim(
     the letter. ``names``: those by which test letters name the provider; its alias where none are
     given. ``held``: groups of domains whose letters stay; test letters go to them all the same.
     """
+    names = names or [lease.provider]
+    if held is None and keeps_statements() and not connection.in_atomic_block:
+        return _claim_prepared(lease, campaign_ids, wanted, now, names)
     with transaction.atomic():
-        names = names or [lease.provider]
-        of_tests = _OF_TESTS.format(names=", ".join(["%s"] * len(names)))
+        of_tests = statements.DUE_TESTS.format(names=", ".join(["%s"] * len(names)))
         rows = _lock_due(of_tests, list(names), wanted, now)
-        for equals in _by_priority(campaign_ids):
-            left = len(equals)
-            for campaign_id in equals:
-                share = -(-(wanted - len(rows)) // left)
-                if share > 0 and held is None:
-                    rows += _lock_first(campaign_id, share, now)
-                elif share > 0 and held is not None:
-                    rows += _lock_free(campaign_id, share, held, now)
-                left -= 1
+        for campaign_id, left in _in_turn(campaign_ids):
+            share = -(-(wanted - len(rows)) // left)
+            if share > 0 and held is None:
+                rows += _lock_first(campaign_id, share, now)
+            elif share > 0 and held is not None:
+                rows += _lock_free(campaign_id, share, held, now)
         stay = [(claimed, status) for claimed, status, is_wanted in rows if is_wanted]
         unwanted = [(claimed, status) for claimed, status, is_wanted in rows if not is_wanted]
         tally = Tally(SHARDS_OF_CLAIMS + lease.slot)
@@ -120,57 +114,55 @@ def claim(
     return [claimed for claimed, _status in stay]
 
 
-def _by_priority(campaign_ids: Sequence[int]) -> list[list[int]]:
-    """The campaigns in groups of one priority, the highest first; in their order within each."""
+def _claim_prepared(
+    lease: Lease, campaign_ids: Sequence[int], wanted: int, now: datetime, names: Sequence[str]
+) -> list[Claimed]:
+    """The usual claim: a statement and a commit for each campaign, until there are enough. Each is
+    whole by itself. PostgreSQL only."""
+    claims: list[Claimed] = []
+    nobodys: list[tuple[int | None, int]] = [(None, 1)]
+    for campaign_id, left in _in_turn(campaign_ids) or nobodys:
+        share = -(-(wanted - len(claims)) // left)
+        if share <= 0:
+            break
+        parameters = {
+            "names": json.dumps(list(names)),
+            "campaign": campaign_id,
+            "now": now,
+            "wanted": share,
+            "key": lease.claim_key,
+            "provider": lease.provider,
+            "shard": SHARDS_OF_CLAIMS + lease.slot,
+        }
+        (claimed,) = execute_prepared(statements.CLAIM, parameters)
+        claims += map(_claimed_from_json, json.loads(claimed))
+    return claims
+
+
+def _in_turn(campaign_ids: Sequence[int]) -> list[tuple[int, int]]:
+    """The campaigns in the order in which they may claim, the highest priority first; with each how
+    many of its priority have not had their share, itself included."""
     if len(campaign_ids) < 2:
-        return [list(campaign_ids)]
+        return [(campaign_id, 1) for campaign_id in campaign_ids]
     priorities = dict(
         Campaign.objects.filter(pk__in=campaign_ids).values_list("pk", "priority").order_by()
     )
-    groups: dict[int, list[int]] = {}
-    for campaign_id in campaign_ids:
-        groups.setdefault(priorities.get(campaign_id, 0), []).append(campaign_id)
-    return [groups[priority] for priority in sorted(groups, reverse=True)]
-
-
-# In SQL, not by the ORM: compiling this query takes as long as running it for a hundred letters.
-# Ordered as the partial index delivery_open is: ordering by id would walk the primary key over
-# every finished letter. Sub-queries for one row each, not EXISTS: PostgreSQL would read the whole
-# table of subscriptions into a hash table for each claim.
-_DUE = f"""
-    SELECT d.id, d.campaign_id, d.edition_id, COALESCE(d.subscriber_id, 0), d.rcpt_to, d.is_test,
-           d.attempts, d.queued_at, COALESCE(s.name, ''), COALESCE(s.language, ''), s.attributes,
-           COALESCE(l.name, ''), COALESCE(l.label, ''),
-           d.status, d.is_test OR (
-               (SELECT 1 FROM {Subscription._meta.db_table} c
-                  JOIN {Campaign.include_lists.through._meta.db_table} i
-                    ON i.mailinglist_id = c.mailing_list_id
-                 WHERE c.subscriber_id = d.subscriber_id AND i.campaign_id = d.campaign_id
-                   AND c.status = '{SubscriptionStatus.SUBSCRIBED.value}' LIMIT 1) IS NOT NULL
-               AND (SELECT 1 FROM {Suppression._meta.db_table} p
-                     WHERE p.address_key = d.address_key AND p.lifted_at IS NULL
-                     LIMIT 1) IS NULL)
-      FROM {Delivery._meta.db_table} d
-      LEFT JOIN {Subscriber._meta.db_table} s ON s.id = d.subscriber_id
-      LEFT JOIN {MailingList._meta.db_table} l ON l.id = d.mailing_list_id
-     WHERE {{which}} AND d.is_open AND d.status IN ('{_S.QUEUED.value}', '{_S.DEFERRED.value}')
-       AND d.due_at <= %s
-     ORDER BY d.campaign_id, d.due_at, d.id
-     LIMIT %s
-"""
-_OF_A_CAMPAIGN = _DUE.format(which="d.campaign_id = %s AND NOT d.is_test")
-_OF_THESE = _DUE.format(which="d.campaign_id = %s AND NOT d.is_test AND {ids}")
-_OF_TESTS = _DUE.format(
-    which="d.is_test AND d.campaign_id IN"
-    f" (SELECT c.id FROM {Campaign._meta.db_table} c WHERE c.provider IN ({{names}}))"
-)
+    # Stable: equals stay in their order.
+    in_turn = sorted(campaign_ids, key=lambda pk: priorities.get(pk, 0), reverse=True)
+    left = Counter(priorities.get(pk, 0) for pk in campaign_ids)
+    turns = []
+    for campaign_id in in_turn:
+        priority = priorities.get(campaign_id, 0)
+        turns.append((campaign_id, left[priority]))
+        left[priority] -= 1
+    return turns
 
 
 def _lock_first(
     campaign_id: int, limit: int, now: datetime
 ) -> list[tuple[Claimed, DeliveryStatus, bool]]:
     with in_order_of_an_index():
-        return _lock_due(_OF_A_CAMPAIGN, [campaign_id], limit, now)
+        return _lock_due(statements.DUE_OF_A_CAMPAIGN, [campaign_id], limit, now)
 
 
 def _lock_free(
@@ -180,7 +172,9 @@ def _lock_free(
     free = held.free_letters(campaign_id, limit, now)
     if not free:
         return []
-    return _lock_due(_OF_THESE.format(ids=among("d.id", free)), [campaign_id], limit, now)
+    return _lock_due(
+        statements.DUE_OF_THESE.format(ids=among("d.id", free)), [campaign_id], limit, now
+    )
 
 
 def _lock_due(
@@ -203,6 +197,13 @@ def _claimed(row: tuple[Any, ...]) -> Claimed:
     return Claimed(
         row[0], row[1], row[2], row[3], row[4], bool(row[5]), row[6], as_moment(row[7]), row[8],
         row[9], attributes, row[11], row[12],
+    )  # fmt: skip
+
+
+def _claimed_from_json(row: Sequence[Any]) -> Claimed:
+    return Claimed(
+        row[0], row[1], row[2], row[3], row[4], row[5], row[6], datetime.fromisoformat(row[7]),
+        row[8], row[9], row[10] or {}, row[11], row[12],
     )  # fmt: skip
 
 
@@ -235,10 +236,11 @@ def _move_waiting(
 def next_due(campaign_ids: Sequence[int], names: Sequence[str]) -> datetime | None:
     """When the next waiting letter of these campaigns, or test letter for a provider of these
     names, is due; None without one."""
-    waiting = Delivery.objects.filter(is_open=True, status__in=[_S.QUEUED, _S.DEFERRED])
+    waiting = Delivery.objects.filter(status__in=[_S.QUEUED, _S.DEFERRED])
+    # Without is_open, as where they are claimed.
     tests = waiting.filter(is_test=True, campaign__provider__in=names)
     moments = [tests.aggregate(due=Min("due_at"))["due"]]
-    in_order = waiting.filter(is_test=False).order_by("campaign_id", "due_at", "id")
+    in_order = waiting.filter(is_open=True, is_test=False).order_by("campaign_id", "due_at", "id")
     with in_order_of_an_index():
         for campaign_id in campaign_ids:
             of_one = in_order.filter(campaign_id=campaign_id)
@@ -307,9 +309,9 @@ def _exchange(
         "shard": lease.slot + 1,
     }
     if keeps_statements():
-        written, moved = execute_prepared(_EXCHANGE_PREPARED, parameters)
+        written, moved = execute_prepared(statements.EXCHANGE_PREPARED, parameters)
     else:
-        sql = _EXCHANGE.format(sent=among("d.id", _ids_of(sent)), wave=among("id", wave))
+        sql = statements.EXCHANGE.format(sent=among("d.id", _ids_of(sent)), wave=among("id", wave))
         with connection.cursor() as cursor:
             cursor.execute(sql, parameters)
             written, moved = cursor.fetchone()
@@ -337,7 +339,7 @@ def _hand_over(
         f"status = '{_S.SENDING.value}', handed_over_at = %s, provider = %s",
         [now, lease.provider],
         f"status = '{_S.CLAIMED.value}' AND claim_key = %s AND {among('id', ids)}"
-        f" AND {_MAY_LEAVE.format(provider='%s', now='%s', groups_held='%s')}",
+        f" AND {statements.MAY_LEAVE.format(provider='%s', now='%s', groups_held='%s')}",
         [lease.claim_key, lease.provider, now, groups_held],
     )
     tally.moved(rows, _S.CLAIMED, _S.SENDING)
@@ -403,8 +405,8 @@ def _write_sent(
     table = Delivery._meta.db_table
     with connection.cursor() as cursor:
         cursor.execute(
-            f"UPDATE {table} SET {_SENT.format(now='%s')}"
-            f" FROM {_ROWS_OF[connection.vendor].format(outcomes='%s')} AS v"
+            f"UPDATE {table} SET {statements.SENT.format(now='%s')}"
+            f" FROM {statements.ROWS_OF[connection.vendor].format(outcomes='%s')} AS v"
             f" WHERE {table}.id = v.id AND {among(f'{table}.id', _ids_of(sent))}"
             f" AND {table}.claim_key = %s AND {table}.status = '{source.value}'"
             f" RETURNING {table}.id, {table}.campaign_id, {table}.is_test",
@@ -519,7 +521,7 @@ def _note_claim(lease: Lease, ids: Sequence[int]) -> None:
 def _forget_claims(claim_key: int) -> None:
     """Those of which nothing is in hand any more."""
     with connection.cursor() as cursor:
-        cursor.execute(_FORGET[connection.vendor], [claim_key])
+        cursor.execute(statements.FORGET[connection.vendor], [claim_key])
 
 
 # ---------------------------------------------------------------------------------- after a crash
@@ -734,15 +736,6 @@ def counted(campaign_id: int) -> dict[str, int]:
 # ---------------------------------------------------------------------------------- SQL
 
 
-# One parameter for the outcomes of a wave: unlike arrays both databases read it, and neither driver
-# has to walk through it. PostgreSQL takes it for a hundred rows, whatever is in it, and may read
-# the whole table for them: so the ids are named once more.
-_SENT = (
-    f"status = '{_S.SENT.value}', claim_key = NULL, attempts = v.attempts, code = v.code,"
-    " reply = v.reply, settled_at = {now}"
-)
-
-
 def _as_json(sent: Sequence[Settled]) -> str:
     return json.dumps(
         [
@@ -754,86 +747,6 @@ def _as_json(sent: Sequence[Settled]) -> str:
 
 def _ids_of(settled: Sequence[Settled]) -> list[int]:
     return [claimed.id for claimed, _outcome, _settlement in settled]
-
-
-# What _as_json wrote, as rows; {outcomes} is the parameter.
-_ROWS = (
-    "(SELECT CAST(value ->> 0 AS bigint) AS id, CAST(value ->> 1 AS smallint) AS attempts,"
-    " CAST(value ->> 2 AS smallint) AS code, value ->> 3 AS reply FROM {elements})"
-)
-_ROWS_OF = {
-    "postgresql": _ROWS.format(elements="jsonb_array_elements(CAST({outcomes} AS jsonb))"),
-    "sqlite": _ROWS.format(elements="json_each({outcomes})"),
-}
-
-
-# A sub-query for each letter, as in _DUE: PostgreSQL would read the whole table for an EXISTS.
-_FORGET = {
-    vendor: f"DELETE FROM {Claim._meta.db_table} AS c WHERE c.claim_key = %s"
-    f" AND NOT EXISTS (SELECT 1 FROM {elements} AS one"
-    f" WHERE (SELECT d.is_open AND d.claim_key = c.claim_key FROM {Delivery._meta.db_table} d"
-    " WHERE d.id = CAST(one.value AS bigint)))"
-    for vendor, elements in (
-        ("postgresql", "jsonb_array_elements_text(CAST(c.delivery_ids AS jsonb))"),
-        ("sqlite", "json_each(c.delivery_ids)"),
-    )
-}
-
-
-# A letter may leave: its campaign is still sending, and no other worker closed the provider, or
-# found that a group of domains wants to be left alone: then all are claimed anew, without it.
-_MAY_LEAVE = (
-    f"(is_test OR EXISTS (SELECT 1 FROM {Campaign._meta.db_table} c"
-    f" WHERE c.id = campaign_id AND c.status = '{CampaignStatus.SENDING.value}'))"
-    f" AND NOT EXISTS (SELECT 1 FROM {ProviderState._meta.db_table} p"
-    " WHERE p.alias = {provider} AND (p.stopped OR p.paused_until > {now}"
-    " OR p.groups_held <> {groups_held}))"
-)
-
-_MAY_LEAVE_BY_NAME = _MAY_LEAVE.format(
-    provider="%(provider)s", now="%(now)s", groups_held="CAST(%(groups_held)s AS bigint)"
-)
-
-# What a wave adds to the totals, as the columns of a row of them.
-_COUNTS = ", ".join(CampaignTotals.COUNTS)
-_BY_COUNT = {"sent": "sent", "claimed": "-noted", "sending": "noted - sent"}
-_MOVED = ", ".join(_BY_COUNT.get(name, "0") for name in CampaignTotals.COUNTS)
-
-_EXCHANGE = f"""
-    WITH sent AS (
-        UPDATE {Delivery._meta.db_table} d SET {_SENT.format(now="%(now)s")}
-          FROM {_ROWS_OF["postgresql"].format(outcomes="%(outcomes)s")} AS v
-         WHERE d.id = v.id AND {{sent}}
-           AND d.claim_key = %(key)s AND d.status = '{_S.SENDING.value}'
-        RETURNING d.id, d.campaign_id, d.is_test
-    ), noted AS (
-        UPDATE {Delivery._meta.db_table}
-           SET status = '{_S.SENDING.value}', handed_over_at = %(now)s, provider = %(provider)s
-         WHERE {{wave}} AND status = '{_S.CLAIMED.value}' AND claim_key = %(key)s
-           AND {_MAY_LEAVE_BY_NAME}
-        RETURNING id, campaign_id, is_test
-    ), moves AS (
-        SELECT campaign_id, SUM(was_sent) AS sent, SUM(was_noted) AS noted
-          FROM (SELECT campaign_id, 1 AS was_sent, 0 AS was_noted FROM sent WHERE NOT is_test
-                UNION ALL SELECT campaign_id, 0, 1 FROM noted WHERE NOT is_test) AS each
-         GROUP BY campaign_id ORDER BY campaign_id
-    ), counted AS (
-        INSERT INTO {CampaignTotals._meta.db_table} AS t (campaign_id, shard, {_COUNTS})
-        SELECT campaign_id, %(shard)s, {_MOVED} FROM moves
-            ON CONFLICT (campaign_id, shard) DO UPDATE
-           SET sent = t.sent + EXCLUDED.sent, claimed = t.claimed + EXCLUDED.claimed,
-               sending = t.sending + EXCLUDED.sending
-    )
-    SELECT COALESCE((SELECT array_agg(id) FROM sent), ARRAY[]::bigint[]),
-           COALESCE((SELECT array_agg(id) FROM noted), ARRAY[]::bigint[])
-"""
-
-# Planned once, it finds each letter by its id; so nothing needs to be named twice.
-_EXCHANGE_PREPARED = _EXCHANGE.format(
-    sent="TRUE",
-    wave="id IN (SELECT CAST(value AS bigint)"
-    " FROM jsonb_array_elements_text(CAST(%(wave)s AS jsonb)))",
-)
 
 
 class Tally:

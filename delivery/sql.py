@@ -52,7 +52,8 @@ def keeps_statements() -> bool:
 # campaign begins: rows are looked up by an index, one by one, whatever they hold now.
 _KEPT_PLANS = (
     "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off;"
-    " SET enable_hashjoin = off; SET enable_mergejoin = off"
+    " SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;"
+    " SET enable_memoize = off"
 )
 # Django has psycopg prepare nothing, not even where it is told to. Also the mark of a connection
 # that has been told how to plan.

@@ -10,7 +10,7 @@ from django.db import connection, connections
 
 from campaigns.models import Campaign, CampaignTotals, Suppression
 from campaigns.states import CampaignStatus
-from delivery import filling, leases, queue
+from delivery import filling, leases, queue, statements
 from delivery.models import Attempt, Claim, Delivery
 from delivery.outcomes import Accepted, Deferred, Phase, Rejected, Reply
 from delivery.settlement import Settlement
@@ -149,7 +149,7 @@ def test_a_claim_looks_at_the_subscriptions_of_its_own_readers_only(mailing_list
     make_readers(mailing_list, 3000, prefix="other")
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE")
-        cursor.execute(f"EXPLAIN {queue._OF_A_CAMPAIGN}", [campaign.pk, now, 500])
+        cursor.execute(f"EXPLAIN {statements.DUE_OF_A_CAMPAIGN}", [campaign.pk, now, 500])
         plan = "\n".join(row[0] for row in cursor.fetchall())
     assert "Seq Scan on campaigns_subscription " not in plan
 
@@ -158,7 +158,7 @@ def test_a_claim_looks_at_the_subscriptions_of_its_own_readers_only(mailing_list
 def test_a_wave_is_found_by_its_ids_however_much_the_worker_holds(campaign, lease, now):
     claimed = claim(lease, campaign, 12, now)
     ids = [one.id for one in claimed]
-    sql = queue._EXCHANGE.format(sent=among("d.id", ids[:3]), wave=among("id", ids[3:6]))
+    sql = statements.EXCHANGE.format(sent=among("d.id", ids[:3]), wave=among("id", ids[3:6]))
     values = {"outcomes": "[]", "now": now, "key": 1, "provider": "default", "shard": 1}
     values["groups_held"] = 0
     with connection.cursor() as cursor:

@@ -3,6 +3,7 @@ whom."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,18 +14,26 @@ import pytest
 from django.db import connection, connections, transaction
 from django.db.utils import OperationalError
 
-from campaigns.models import Campaign, CampaignTotals
+from campaigns.models import Campaign, CampaignTotals, MailingList, Subscription, Suppression
 from delivery import coordinator, filling, groups, queue
 from delivery.leases import Lease
+from delivery.models import Claim, Delivery
 from delivery.outcomes import Accepted, Phase, Reply
 from delivery.settlement import Settlement
 from delivery.sql import execute_prepared, in_order_of_an_index
 from delivery.states import DeliveryStatus
-from tests.delivery.conftest import make_unfilled, statuses
+from tests.delivery.conftest import make_campaign, make_readers, make_unfilled, statuses
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.postgresql]
 
 OK = Reply(Phase.FINAL_DOT, 250, "2.0.0 Ok: queued as 1A2B")
+
+
+@pytest.fixture
+def pooled(db, monkeypatch) -> None:
+    """Behind a pooler of transactions, on a connection that has never prepared anything."""
+    monkeypatch.setitem(connection.settings_dict, "DISABLE_SERVER_SIDE_CURSORS", True)
+    connection.close()
 
 
 def rows_of(sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -38,12 +47,11 @@ def rows_of(sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
 
 @contextmanager
 def plans_of_reading_the_queue() -> Iterator[list[str]]:
-    """The plans of all queries in order but that for test letters, made where they are asked."""
+    """The plans of all queries for letters, made where they are asked."""
     plans: list[str] = []
 
     def explain(execute: Any, sql: str, parameters: Any, many: bool, context: Any) -> Any:
-        is_of_tests = "WHERE d.is_test" in sql
-        if sql.lstrip().startswith("SELECT") and "ORDER BY" in sql and not is_of_tests:
+        if sql.lstrip().startswith("SELECT") and "delivery_delivery" in sql:
             with connection.cursor() as cursor:
                 # Below the wrapper: this is not to be explained itself.
                 cursor.cursor.execute(f"EXPLAIN {sql}", parameters)
@@ -65,10 +73,35 @@ def plans_of_reading_the_queue() -> Iterator[list[str]]:
     ids=["claim", "next_due", "cancel_waiting", "call_back"],
 )
 def test_without_statistics_the_first_letters_are_not_looked_for_among_all(
-    mailing_list, lease, now, move
+    mailing_list, lease, now, move, pooled
 ):
     """As at the start of a campaign, of which the statistics know nothing: its letters seem few,
     and all of them would be read and sorted for each claim."""
+    campaign = without_statistics(mailing_list, now)
+    with plans_of_reading_the_queue() as plans:
+        move(campaign, lease, now)
+    (in_order,) = [plan for plan in plans if "delivery_tests" not in plan]
+    assert "Index Scan using delivery_open" in in_order
+    assert "Sort" not in in_order
+    # Nor are test letters looked for among all that wait.
+    assert not [plan for plan in plans if plan is not in_order and "delivery_open" in plan]
+
+
+def test_without_statistics_a_prepared_claim_does_not_look_among_all_either(
+    mailing_list, lease, now
+):
+    campaign = without_statistics(mailing_list, now)
+    assert len(queue.claim(lease, [campaign.pk], 5, now)) == 5
+    tests, _, firsts = plan_of("WITH tests").partition("CTE firsts")
+    firsts, _, _ = firsts.partition("CTE due")
+    assert "Index Scan using delivery_tests" in tests
+    assert "delivery_open" not in tests
+    assert "Index Scan using delivery_open" in firsts
+    assert "Sort" not in firsts
+
+
+def without_statistics(mailing_list: MailingList, now: datetime) -> Campaign:
+    """A campaign that was just filled, and a connection that has planned nothing."""
     campaign = make_unfilled(mailing_list, now, 300)
     filling.fill_page(campaign, 300, now)
     with connection.cursor() as cursor:
@@ -76,11 +109,8 @@ def test_without_statistics_the_first_letters_are_not_looked_for_among_all(
         cursor.execute(
             "UPDATE pg_class SET relpages = 1, reltuples = 2000 WHERE relname = 'delivery_delivery'"
         )
-    with plans_of_reading_the_queue() as plans:
-        move(campaign, lease, now)
-    (plan,) = [plan for plan in plans if "delivery_delivery" in plan]
-    assert "Index Scan using delivery_open" in plan
-    assert "Sort" not in plan
+    connection.close()
+    return campaign
 
 
 def test_nothing_but_the_query_in_order_is_planned_without_sorting():
@@ -159,12 +189,24 @@ def exchange(lease: Lease, campaign: Campaign, now: datetime, waves: Sequence[in
         settled = [(claimed, Accepted(OK), settlement) for claimed in claims]
 
 
-def kept_statements() -> list[tuple[str, int, int]]:
+def kept_statements(beginning: str = "WITH sent") -> list[tuple[str, int, int]]:
     """Name, generic plans, plans of its own for each time: of what this connection prepared."""
     return rows_of(
         "SELECT name, generic_plans, custom_plans FROM pg_prepared_statements"
-        " WHERE statement LIKE '%%WITH sent%%'"
+        " WHERE ltrim(statement, E' \\n') LIKE %s",
+        [f"{beginning}%"],
     )
+
+
+def plan_of(beginning: str) -> str:
+    """The plan of the one kept statement that begins so."""
+    ((name, _generic, _custom),) = kept_statements(beginning)
+    ((types,),) = rows_of(
+        "SELECT array_length(parameter_types, 1) FROM pg_prepared_statements WHERE name = %s",
+        [name],
+    )
+    arguments = ", ".join(["NULL"] * types)
+    return "\n".join(row[0] for row in rows_of(f"EXPLAIN EXECUTE {name}({arguments})"))
 
 
 def test_waves_of_all_sizes_are_planned_once(campaign, readers, lease, now):
@@ -176,14 +218,7 @@ def test_waves_of_all_sizes_are_planned_once(campaign, readers, lease, now):
 
 def test_a_plan_that_was_made_for_few_letters_suits_many(campaign, readers, lease, now):
     exchange(lease, campaign, now, [1])
-    ((name, _generic, _custom),) = kept_statements()
-    ((types,),) = rows_of(
-        "SELECT array_length(parameter_types, 1) FROM pg_prepared_statements WHERE name = %s",
-        [name],
-    )
-    plan = "\n".join(
-        row[0] for row in rows_of(f"EXPLAIN EXECUTE {name}({', '.join(['NULL'] * types)})")
-    )
+    plan = plan_of("WITH sent")
     assert "Seq Scan on delivery_delivery" not in plan
     assert "Hash Join" not in plan
     assert plan.count("Index Scan using delivery_delivery_pkey") == 2
@@ -198,14 +233,10 @@ def test_a_statement_outlives_a_transaction_that_was_rolled_back(campaign, reade
     assert statuses(campaign) == {"queued": 7, "sent": 5}
 
 
-def test_behind_a_pooler_of_transactions_nothing_is_prepared(
-    campaign, readers, lease, now, monkeypatch
-):
-    monkeypatch.setitem(connection.settings_dict, "DISABLE_SERVER_SIDE_CURSORS", True)
-    connection.close()  # as a connection that has never prepared anything
+def test_behind_a_pooler_of_transactions_nothing_is_prepared(campaign, readers, lease, now, pooled):
     exchange(lease, campaign, now, [2, 5])
     assert statuses(campaign) == {"queued": 5, "sent": 7}
-    assert kept_statements() == []
+    assert rows_of("SELECT statement FROM pg_prepared_statements") == []
     assert rows_of("SHOW plan_cache_mode") == [("auto",)]
 
 
@@ -214,3 +245,91 @@ def test_an_error_of_a_prepared_statement_is_djangos(db):
     with pytest.raises(OperationalError):
         execute_prepared("SELECT pg_terminate_backend(pg_backend_pid())", {})
     connection.close()
+
+
+# ---------------------------------------------------------------- a claim, in one statement or many
+
+
+@pytest.fixture(params=["prepared", "pooled"])
+def either_way(request) -> None:
+    if request.param == "pooled":
+        request.getfixturevalue("pooled")
+
+
+def test_a_claim_brings_all_that_a_letter_needs(mailing_list, lease, now, either_way):
+    (reader,) = make_readers(mailing_list, 1)
+    attributes = {"first_name": "Łucja", "tags": ["a", {"b": None}], "n": 1.5}
+    type(reader).objects.update(name="Zoë “Z” \\ Ünal", language="de", attributes=attributes)
+    campaign = make_campaign(mailing_list, now)
+    assert campaign.start(now)
+    queued_at = now.replace(microsecond=120_000)
+    assert filling.fill_page(campaign, 1, queued_at) == 1
+    (letter,) = Delivery.objects.all()
+    (claimed,) = queue.claim(lease, [campaign.pk], 5, queued_at)
+    assert claimed == queue.Claimed(
+        letter.pk, campaign.pk, campaign.edition_id, reader.pk, reader.email, False, 0, queued_at,
+        "Zoë “Z” \\ Ünal", "de", attributes, "Weekly", "weekly",
+    )  # fmt: skip
+
+
+def test_a_claim_counts_what_it_moves(mailing_list, campaign, readers, lease, now, either_way):
+    """Three of twelve wait for another attempt; of these and of the others one reader each is
+    gone, one of them suppressed."""
+    letters = list(Delivery.objects.order_by("pk"))
+    Delivery.objects.filter(pk__in=[letter.pk for letter in letters[:3]]).update(status="deferred")
+    CampaignTotals.add(campaign.pk, 0, {"queued": -3, "deferred": 3})
+    Subscription.objects.filter(subscriber=letters[0].subscriber_id).update(status="unsubscribed")
+    Suppression.objects.create(address_key=letters[5].address_key)
+    claims = queue.claim(lease, [campaign.pk], 12, now)
+    assert [claimed.id for claimed in claims] == [
+        letter.pk for letter in letters if letter not in (letters[0], letters[5])
+    ]
+    assert statuses(campaign) == {"claimed": 10, "suppressed": 2}
+    totals = CampaignTotals.of([campaign.pk])[campaign.pk]
+    assert {name: count for name, count in totals.items() if count} == {
+        "eligible": 12, "claimed": 10, "suppressed": 2,
+    }  # fmt: skip
+    assert Claim.letters(claim_key=lease.claim_key) == [claimed.id for claimed in claims][::-1]
+    letters[0].refresh_from_db()
+    assert (letters[0].settled_at, letters[0].claim_key) == (now, None)
+
+
+def test_a_test_letter_goes_first_and_needs_no_campaign_that_sends(
+    campaign, readers, lease, now, either_way
+):
+    filling.queue_tests(
+        campaign, campaign.edition_id, [("t@example.org", "t@example.org")], None, now
+    )
+    claims = queue.claim(lease, [campaign.pk], 3, now)
+    assert [claimed.is_test for claimed in claims] == [True, False, False]
+    assert (claims[0].subscriber_id, claims[0].attributes) == (0, {})
+    assert CampaignTotals.of([campaign.pk])[campaign.pk]["claimed"] == 2
+    filling.queue_tests(
+        campaign, campaign.edition_id, [("u@example.org", "u@example.org")], None, now
+    )
+    assert [claimed.rcpt_to for claimed in queue.claim(lease, [], 3, now)] == ["u@example.org"]
+
+
+def test_campaigns_share_a_claim_either_way(mailing_list, campaign, lease, now, either_way):
+    """What the urgent one leaves is shared by its equals, of which one has a single letter."""
+    urgent, small = (make_campaign(mailing_list, now, name=name) for name in ("Urgent", "Small"))
+    for other, letters in ((urgent, 3), (small, 1)):
+        assert other.start(now)
+        assert filling.fill_page(other, letters, now) == letters
+    Campaign.objects.filter(pk=urgent.pk).update(priority=10)
+    claims = queue.claim(lease, [small.pk, campaign.pk, urgent.pk], 10, now)
+    assert Counter(claimed.campaign_id for claimed in claims) == {
+        urgent.pk: 3, small.pk: 1, campaign.pk: 6,
+    }  # fmt: skip
+
+
+def test_what_another_worker_holds_is_passed_over_either_way(
+    campaign, readers, lease, now, either_way
+):
+    with transaction.atomic():
+        first = Delivery.objects.select_for_update().order_by("due_at", "pk")[:2]
+        theirs = {letter.pk for letter in first}
+        mine: list[int] = []
+        beside("1s", lambda: mine.extend(c.id for c in queue.claim(lease, [campaign.pk], 5, now)))
+    assert len(mine) == 5
+    assert not theirs & set(mine)
