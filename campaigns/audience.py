@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from django.db.models import Exists, OuterRef, QuerySet, Subquery
+from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery
 
 from campaigns.models import Campaign, MailingList, Subscriber, Subscription, Suppression
 from campaigns.states import SubscriptionStatus
 
 
-def audience(campaign: Campaign, after_id: int = 0) -> QuerySet[Subscriber]:
-    """The readers of a campaign behind subscriber ``after_id``, each once, in no particular order.
+def audience(
+    campaign: Campaign, after_id: int = 0, up_to: int | None = None
+) -> QuerySet[Subscriber]:
+    """The readers of a campaign behind subscriber ``after_id``, the last of them ``up_to``, each
+    once, in no particular order.
 
     Subscribed to an included list and to no excluded one, and not suppressed now. ``through_list``
     is the lowest id of the included lists through which a reader is chosen; it gives List-Id and
@@ -20,12 +23,15 @@ def audience(campaign: Campaign, after_id: int = 0) -> QuerySet[Subscriber]:
     suppressed = Suppression.in_force().filter(address_key=OuterRef("address_key"))
     through_list = included.order_by("mailing_list_id").values("mailing_list_id")[:1]
     # EXISTS, not a join: a reader on three lists is one row without DISTINCT. Where the page begins
-    # is said of the subscriptions, too: a merge join would read all those that lie before it, and
-    # so, for a million readers, the list fifty times.
-    behind = included.filter(subscriber_id__gt=after_id)
+    # and ends is said of the subscriptions, too: a merge join would read all those that lie before
+    # it, and so, for a million readers, the list fifty times.
+    between = Q(subscriber_id__gt=after_id)
+    readers = Subscriber.objects.filter(pk__gt=after_id)
+    if up_to is not None:
+        between &= Q(subscriber_id__lte=up_to)
+        readers = readers.filter(pk__lte=up_to)
     return (
-        Subscriber.objects.filter(Exists(behind), ~Exists(excluded), ~Exists(suppressed))
-        .filter(pk__gt=after_id)
+        readers.filter(Exists(included.filter(between)), ~Exists(excluded), ~Exists(suppressed))
         .annotate(through_list=Subquery(through_list))
         .order_by()
     )

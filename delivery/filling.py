@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from django.core.exceptions import EmptyResultSet
 from django.db import connection, transaction
-from django.db.models import QuerySet
+from django.db.models import Max, QuerySet
 
-from campaigns.audience import audience_page
+from campaigns.audience import audience, audience_page
 from campaigns.models import Campaign, CampaignTotals
 from campaigns.states import CampaignStatus
 from delivery.models import Delivery
@@ -31,46 +30,47 @@ def fill_page(campaign: Campaign, size: int, now: datetime) -> int | None:
         row = Campaign.objects.select_for_update(no_key=True).get(pk=campaign.pk)
         if row.filled_at is not None or row.status != CampaignStatus.SENDING:
             return None
-        readers: QuerySet[Any] = audience_page(row, row.filled_up_to, size)
-        page = readers.values("id", "through_list", "email", "address_key")
-        try:
-            sql, parameters = page.query.sql_with_params()
-        except EmptyResultSet:  # a campaign to no list
-            Campaign.objects.filter(pk=row.pk).update(filled_at=now)
-            return None
-        with connection.cursor() as cursor:
-            # MAX() first: the page may be empty, or hold readers who are queued already.
-            cursor.execute(f"SELECT MAX(id) FROM ({sql}) AS page", parameters)
-            last = cursor.fetchone()[0]
-            queued = 0
-            if last is not None:
-                cursor.execute(
-                    f"""
-                    INSERT INTO {Delivery._meta.db_table}
-                        (campaign_id, edition_id, subscriber_id, mailing_list_id, rcpt_to,
-                         address_key, status, is_test, due_at, attempts, provider, reply, queued_at)
-                    SELECT %s, %s, page.id, page.through_list, page.email, page.address_key,
-                           %s, %s, %s, 0, '', '', %s
-                      FROM ({sql}) AS page WHERE true ORDER BY {_INTERLEAVED}
-                        ON CONFLICT DO NOTHING
-                    """,
-                    [
-                        row.pk,
-                        row.edition_id,
-                        DeliveryStatus.QUEUED.value,
-                        False,
-                        as_parameter(now),
-                        as_parameter(now),
-                        *parameters,
-                    ],
-                )
-                queued = cursor.rowcount
+        # None: the page is empty. It may also hold none but readers who are queued already.
+        last = audience_page(row, row.filled_up_to, size).aggregate(last=Max("pk"))["last"]
+        queued = 0 if last is None else _queue_up_to(row, last, now)
         if last is None:
             Campaign.objects.filter(pk=row.pk).update(filled_at=now)
             return None
         Campaign.objects.filter(pk=row.pk).update(filled_up_to=last)
         CampaignTotals.add(row.pk, COMMON_SHARD, {"eligible": queued, "queued": queued})
         return queued
+
+
+def _queue_up_to(campaign: Campaign, last: int, now: datetime) -> int:
+    """Queues the readers of the page that ends with this one; how many. By its end and not by its
+    size: who joins at this moment must not push out the reader at the end, whom the checkpoint
+    passes."""
+    readers: QuerySet[Any] = audience(campaign, campaign.filled_up_to, last)
+    sql, parameters = readers.values(
+        "id", "through_list", "email", "address_key"
+    ).query.sql_with_params()
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"""
+            INSERT INTO {Delivery._meta.db_table}
+                (campaign_id, edition_id, subscriber_id, mailing_list_id, rcpt_to,
+                 address_key, status, is_test, due_at, attempts, provider, reply, queued_at)
+            SELECT %s, %s, page.id, page.through_list, page.email, page.address_key,
+                   %s, %s, %s, 0, '', '', %s
+              FROM ({sql}) AS page WHERE true ORDER BY {_INTERLEAVED}
+                ON CONFLICT DO NOTHING
+            """,
+            [
+                campaign.pk,
+                campaign.edition_id,
+                DeliveryStatus.QUEUED.value,
+                False,
+                as_parameter(now),
+                as_parameter(now),
+                *parameters,
+            ],
+        )
+        return cursor.rowcount
 
 
 # Letters are claimed in the order in which they are written: neighbours come far apart, so that a

@@ -140,8 +140,8 @@ class Migration(migrations.Migration):
                 ('is_open', models.GeneratedField(db_persist=True, expression=models.Case(models.When(status__in=['claimed', 'deferred', 'queued', 'sending'], then=models.Value(True)), default=models.Value(False)), output_field=models.BooleanField())),
                 ('unusual', models.GeneratedField(db_persist=True, expression=models.Case(models.When(status__in=['bounced', 'cancelled', 'expired', 'rejected', 'suppressed', 'unconfirmed'], then=models.F('status')), default=None), output_field=models.CharField(max_length=11, null=True))),
                 ('campaign', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='deliveries', to='campaigns.campaign')),
-                ('edition', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='campaigns.edition')),
-                ('mailing_list', models.ForeignKey(db_index=False, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='campaigns.mailinglist')),
+                ('edition', models.ForeignKey(db_constraint=False, db_index=False, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='campaigns.edition')),
+                ('mailing_list', models.ForeignKey(db_constraint=False, db_index=False, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='campaigns.mailinglist')),
                 ('subscriber', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='deliveries', to='campaigns.subscriber')),
             ],
             options={

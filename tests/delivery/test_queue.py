@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from django.db import connection, connections
 
-from campaigns.models import Campaign, CampaignTotals, Suppression
+from campaigns.models import Campaign, CampaignTotals, Subscriber, Subscription, Suppression
 from campaigns.states import CampaignStatus
 from delivery import filling, leases, queue, statements
 from delivery.models import Attempt, Claim, Delivery
@@ -46,6 +46,24 @@ def claim(lease, campaign, wanted, now):
 def test_every_subscribed_reader_is_queued_once(campaign, readers):
     assert statuses(campaign) == {"queued": 12}
     assert set(Delivery.objects.values_list("rcpt_to", flat=True)) == {r.email for r in readers}
+
+
+def test_who_joins_while_a_page_is_filled_pushes_nobody_out_of_it(mailing_list, now):
+    """The page ends where its last reader stood when it was looked at."""
+    campaign = make_unfilled(mailing_list, now, 20)
+    readers = list(Subscriber.objects.order_by("pk"))
+    third = Subscription.objects.filter(subscriber=readers[2])
+    third.update(status="unsubscribed")
+
+    def join(execute, sql, parameters, many, context):
+        if sql.lstrip().startswith("INSERT INTO delivery_delivery"):
+            third.update(status="subscribed")
+        return execute(sql, parameters, many, context)
+
+    with connection.execute_wrapper(join):
+        assert filling.fill_page(campaign, 10, now) == 11
+    assert filling.fill_page(campaign, 10, now) == 9
+    assert set(Delivery.objects.values_list("subscriber_id", flat=True)) == {r.pk for r in readers}
 
 
 def test_filling_goes_on_from_its_checkpoint(mailing_list, now):
