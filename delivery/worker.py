@@ -91,7 +91,7 @@ class Slice:
 class Batch:
     """What one claim brought: the claims in order, their letters, and the permits to send them.
 
-    ``answered``: the monotonic moments at which answers came.
+    ``answered``: the monotonic moments at which answers came, under limits.
     """
 
     claims: list[Claimed] = field(default_factory=list)
@@ -512,22 +512,22 @@ class Worker:
             turn.batch.answered.append(self.timer.ticks())
 
     async def _send_now(self, turn: Turn) -> Outcome:
-        now = self.clock()
-        message = compose(turn.claimed, turn.batch.letters, now)
+        message = compose(turn.claimed, turn.batch.letters, self.clock())
         if isinstance(message, Rejected):
             return message
         recorder = self.recorder
         if recorder is None:
-            return await self._outcome_of(message, now)
+            return await self._outcome_of(message)
         recorder.leaving(message.reference)
         if not self.reports_final_dot:
             recorder.final_dot(message.reference)
-        outcome = await self._outcome_of(message, now)
+        outcome = await self._outcome_of(message)
         recorder.answered(message.reference, outcome)
         return outcome
 
-    async def _outcome_of(self, message: OutgoingMessage, now: datetime) -> Outcome:
-        if self.held_until is not None and now >= self.held_until:
+    async def _outcome_of(self, message: OutgoingMessage) -> Outcome:
+        # Asked anew after composing: the last thing before the letter leaves.
+        if self.held_until is not None and self.clock() >= self.held_until:
             # The lease ran out unnoticed (a stopped machine): somebody may have reclaimed this
             # letter as doubtful, and a second copy must not leave.
             text = "The worker's lease had run out before the letter left."
