@@ -135,7 +135,7 @@ def _claim_prepared(
             "shard": SHARDS_OF_CLAIMS + lease.slot,
         }
         (claimed,) = execute_prepared(statements.CLAIM, parameters)
-        claims += map(_claimed_from_json, json.loads(claimed))
+        claims += map(_claimed, json.loads(claimed))
     return claims
 
 
@@ -184,26 +184,20 @@ def _lock_due(
     if connection.vendor == "postgresql":
         sql += " FOR UPDATE OF d SKIP LOCKED"
     with connection.cursor() as cursor:
-        cursor.execute(sql, [*which, as_parameter(now), limit])
-        return [
-            (_claimed(row[:13]), _S.QUEUED if row[13] == _S.QUEUED else _S.DEFERRED, bool(row[14]))
-            for row in cursor.fetchall()
-        ]
+        cursor.execute(
+            statements.DUE_AS_JSON[connection.vendor].format(due=sql),
+            [*which, as_parameter(now), limit],
+        )
+        (due,) = cursor.fetchone()
+    return [(_claimed(row), DeliveryStatus(row[13]), bool(row[14])) for row in json.loads(due)]
 
 
-def _claimed(row: tuple[Any, ...]) -> Claimed:
-    attributes = json.loads(row[10]) if row[10] else {}
+def _claimed(row: Sequence[Any]) -> Claimed:
+    """From a row of JSON; SQLite's has no true and false."""
     # By position: _make and _replace take longer than reading the row.
     return Claimed(
-        row[0], row[1], row[2], row[3], row[4], bool(row[5]), row[6], as_moment(row[7]), row[8],
-        row[9], attributes, row[11], row[12],
-    )  # fmt: skip
-
-
-def _claimed_from_json(row: Sequence[Any]) -> Claimed:
-    return Claimed(
-        row[0], row[1], row[2], row[3], row[4], row[5], row[6], datetime.fromisoformat(row[7]),
-        row[8], row[9], row[10] or {}, row[11], row[12],
+        row[0], row[1], row[2], row[3], row[4], bool(row[5]), row[6],
+        as_moment(datetime.fromisoformat(row[7])), row[8], row[9], row[10] or {}, row[11], row[12],
     )  # fmt: skip
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
 from django.db import connection, transaction
-from django.utils.timezone import make_aware
 from psycopg import Cursor
 
 
@@ -82,7 +81,7 @@ def execute_prepared(sql: str, parameters: Mapping[str, Any]) -> tuple[Any, ...]
 
 def as_moment(value: datetime) -> datetime:
     """A moment as a raw query gives it: SQLite does not say that it is UTC."""
-    return value if value.tzinfo is not None else make_aware(value, connection.timezone)
+    return value if value.tzinfo is not None else value.replace(tzinfo=UTC)
 
 
 def as_parameter(value: Any) -> Any:
