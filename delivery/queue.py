@@ -18,10 +18,7 @@ from typing import Any, NamedTuple
 from django.db import connection, transaction
 from django.db.models import Count, Min
 
-from campaigns.models import (
-    Campaign,
-    CampaignTotals,
-)
+from campaigns.models import Campaign, CampaignTotals
 from delivery import guard_rails, statements, unclassified
 from delivery.groups import Held
 from delivery.leases import Lease
