@@ -30,12 +30,12 @@ def fill_page(campaign: Campaign, size: int, now: datetime) -> int | None:
         row = Campaign.objects.select_for_update(no_key=True).get(pk=campaign.pk)
         if row.filled_at is not None or row.status != CampaignStatus.SENDING:
             return None
-        # None: the page is empty. It may also hold none but readers who are queued already.
         last = audience_page(row, row.filled_up_to, size).aggregate(last=Max("pk"))["last"]
-        queued = 0 if last is None else _queue_up_to(row, last, now)
         if last is None:
             Campaign.objects.filter(pk=row.pk).update(filled_at=now)
             return None
+        # None at all, perhaps: a page may hold only readers who are queued already.
+        queued = _queue_up_to(row, last, now)
         Campaign.objects.filter(pk=row.pk).update(filled_up_to=last)
         CampaignTotals.add(row.pk, COMMON_SHARD, {"eligible": queued, "queued": queued})
         return queued

@@ -86,7 +86,7 @@ def _due_by_position(which: str) -> str:
 # Each of these takes the moment and how many, after what it is about.
 DUE_OF_A_CAMPAIGN = _due_by_position(_OF_A_CAMPAIGN.format(campaign="%s"))
 DUE_OF_THESE = _due_by_position(_OF_A_CAMPAIGN.format(campaign="%s") + " AND {ids}")
-DUE_TESTS = _due_by_position(_OF_TESTS.format(names="{names}"))
+DUE_TESTS = _due_by_position(_OF_TESTS)
 
 # Due rows as one JSON list of lists, which takes a fraction of the time of rows: no driver has to
 # make a Python value of each column.
