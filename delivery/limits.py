@@ -87,8 +87,7 @@ def take(
     """
     asked = ticks()
     if not limits:
-        now = clock()
-        return Grant((), (now,) * wanted, None, now, asked, asked)
+        return no_limits(wanted, clock(), ticks)
     with transaction.atomic():
         _need_not_reach_the_disk_yet()
         buckets = _lock(limits)
@@ -105,6 +104,12 @@ def take(
     return Grant(
         limits, planned.not_before, planned.retry_at, now, asked=asked, got=ticks(), key=key
     )
+
+
+def no_limits(wanted: int, now: datetime, ticks: Callable[[], float] = monotonic) -> Grant:
+    """So many permits of a provider without limits, at once."""
+    moment = ticks()
+    return Grant((), (now,) * wanted, None, now, moment, moment)
 
 
 def settle(grant: Grant, answered: Sequence[float]) -> None:

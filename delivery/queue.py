@@ -27,12 +27,14 @@ from delivery.models import Attempt, Claim, Delivery, SuppressionDue, WorkerLeas
 from delivery.outcomes import Outcome, Phase
 from delivery.settlement import Settlement
 from delivery.sql import (
+    Statement,
+    Steps,
     among,
     as_moment,
     as_parameter,
-    execute_prepared,
     in_order_of_an_index,
     keeps_statements,
+    run_prepared,
 )
 from delivery.states import WAITING, DeliveryStatus
 
@@ -73,6 +75,24 @@ def open_campaigns(names: Sequence[str]) -> list[int]:
         return [row[0] for row in cursor.fetchall()]
 
 
+def opening(alias: str, names: Sequence[str], now: datetime) -> Steps[Opening | None]:
+    """What ``claiming`` needs to know; None where the usual claim will not do: the provider is
+    unknown, closed or has failed, or holds a group. PostgreSQL only."""
+    parameters = {"alias": alias, "names": json.dumps(list(names)), "now": now}
+    answer = yield Statement(statements.OPENING, parameters)
+    if answer is None:
+        return None
+    groups_held, priorities = answer
+    return Opening(groups_held, dict(priorities or ()))
+
+
+class Opening(NamedTuple):
+    """An open provider: its count of held groups, and the priority of each of its campaigns."""
+
+    groups_held: int
+    priorities: dict[int, int]
+
+
 def claim(
     lease: Lease,
     campaign_ids: Sequence[int],
@@ -89,7 +109,7 @@ def claim(
     """
     names = names or [lease.provider]
     if held is None and keeps_statements() and not connection.in_atomic_block:
-        return _claim_prepared(lease, campaign_ids, wanted, now, names)
+        return run_prepared(claiming(lease, _in_turn(campaign_ids), wanted, now, names))
     with transaction.atomic():
         of_tests = statements.DUE_TESTS.format(names=", ".join(["%s"] * len(names)))
         rows = _lock_due(of_tests, list(names), wanted, now)
@@ -111,14 +131,18 @@ def claim(
     return [claimed for claimed, _status in stay]
 
 
-def _claim_prepared(
-    lease: Lease, campaign_ids: Sequence[int], wanted: int, now: datetime, names: Sequence[str]
-) -> list[Claimed]:
+def claiming(
+    lease: Lease,
+    turns: Sequence[tuple[int, int]],
+    wanted: int,
+    now: datetime,
+    names: Sequence[str],
+) -> Steps[list[Claimed]]:
     """The usual claim: a statement and a commit for each campaign, until there are enough. Each is
-    whole by itself. PostgreSQL only."""
+    whole by itself. PostgreSQL only, and where no group is held. ``turns``: of in_turn."""
     claims: list[Claimed] = []
     nobodys: list[tuple[int | None, int]] = [(None, 1)]
-    for campaign_id, left in _in_turn(campaign_ids) or nobodys:
+    for campaign_id, left in turns or nobodys:
         share = -(-(wanted - len(claims)) // left)
         if share <= 0:
             break
@@ -131,28 +155,30 @@ def _claim_prepared(
             "provider": lease.provider,
             "shard": SHARDS_OF_CLAIMS + lease.slot,
         }
-        (claimed,) = execute_prepared(statements.CLAIM, parameters)
-        claims += map(_claimed, json.loads(claimed))
+        answer = yield Statement(statements.CLAIM, parameters)
+        assert answer is not None
+        claims += map(_claimed, json.loads(answer[0]))
     return claims
 
 
-def _in_turn(campaign_ids: Sequence[int]) -> list[tuple[int, int]]:
-    """The campaigns in the order in which they may claim, the highest priority first; with each how
-    many of its priority have not had their share, itself included."""
-    if len(campaign_ids) < 2:
-        return [(campaign_id, 1) for campaign_id in campaign_ids]
-    priorities = dict(
-        Campaign.objects.filter(pk__in=campaign_ids).values_list("pk", "priority").order_by()
-    )
-    # Stable: equals stay in their order.
-    in_turn = sorted(campaign_ids, key=lambda pk: priorities.get(pk, 0), reverse=True)
-    left = Counter(priorities.get(pk, 0) for pk in campaign_ids)
+def in_turn(priorities: Mapping[int, int]) -> list[tuple[int, int]]:
+    """The campaigns in the order in which they may claim, the highest priority first and equals as
+    they come; with each how many of its priority have not had their share, itself included."""
+    left = Counter(priorities.values())
     turns = []
-    for campaign_id in in_turn:
-        priority = priorities.get(campaign_id, 0)
-        turns.append((campaign_id, left[priority]))
-        left[priority] -= 1
+    # Stable: equals stay in their order.
+    for campaign_id in sorted(priorities, key=lambda pk: priorities[pk], reverse=True):
+        turns.append((campaign_id, left[priorities[campaign_id]]))
+        left[priorities[campaign_id]] -= 1
     return turns
+
+
+def _in_turn(campaign_ids: Sequence[int]) -> list[tuple[int, int]]:
+    priorities = dict.fromkeys(campaign_ids, 0)
+    if len(campaign_ids) > 1:
+        known = Campaign.objects.filter(pk__in=campaign_ids).order_by()
+        priorities.update(known.values_list("pk", "priority"))
+    return in_turn(priorities)
 
 
 def _lock_first(
@@ -263,12 +289,14 @@ def record_and_hand_over(
         connection.vendor == "postgresql"
         and not unsent
         and not connection.in_atomic_block
-        and all(
-            settlement.status is _S.SENT and not assigned_id(outcome)
-            for _claimed, outcome, settlement in settled
-        )
+        and all_accepted(settled)
     ):
-        return _exchange(lease, settled, wave, now, groups_held)
+        exchange = Exchange(lease, settled, wave, now, groups_held)
+        keeps = keeps_statements()
+        exchanged = run_prepared(exchanging(exchange)) if keeps else _exchange(exchange)
+        if not is_whole(exchange, exchanged):
+            make_up(exchange, exchanged)
+        return exchanged.moved
     with transaction.atomic(savepoint=False):
         tally = Tally(lease.slot + 1)
         _settle(lease, settled, now, tally)
@@ -278,43 +306,75 @@ def record_and_hand_over(
     return moved
 
 
-def _exchange(
-    lease: Lease,
-    sent: Sequence[Settled],
-    wave: Sequence[int],
-    now: datetime,
-    groups_held: int | None,
-) -> list[int]:
-    """The usual wave in one statement and one round trip: all were accepted. PostgreSQL only.
+def all_accepted(settled: Sequence[Settled]) -> bool:
+    """Whether these outcomes are what an exchange writes: accepted, and no id was assigned."""
+    return all(
+        settlement.status is _S.SENT and not assigned_id(outcome)
+        for _claimed, outcome, settlement in settled
+    )
 
-    Each round trip costs more than the server's work: the database thread has to get the
-    interpreter back from the event loop after each.
-    """
-    parameters: dict[str, Any] = {
-        "outcomes": _as_json(sent),
-        "wave": json.dumps(list(wave)),
-        "now": now,
-        "key": lease.claim_key,
-        "provider": lease.provider,
-        "groups_held": groups_held,
-        "shard": lease.slot + 1,
-    }
-    if keeps_statements():
-        written, moved = execute_prepared(statements.EXCHANGE_PREPARED, parameters)
-    else:
-        sql = statements.EXCHANGE.format(sent=among("d.id", _ids_of(sent)), wave=among("id", wave))
-        with connection.cursor() as cursor:
-            cursor.execute(sql, parameters)
-            written, moved = cursor.fetchone()
-    if len(written) < len(sent) or len(moved) < len(wave):
-        # Each of these moves is whole by itself.
-        with transaction.atomic():
-            tally = Tally(lease.slot + 1)
-            late = [entry for entry in sent if entry[0].id not in set(written)]
-            _write_sent(lease, late, _S.UNCONFIRMED, now, tally)
-            _give_up_claims(lease.claim_key, sorted(set(wave) - set(moved)), tally)
-            tally.write()
-    return list(moved)
+
+class Exchange(NamedTuple):
+    """The usual case of ``record_and_hand_over``: all were accepted, and none is unsent."""
+
+    lease: Lease
+    accepted: Sequence[Settled]
+    wave: Sequence[int]
+    now: datetime
+    groups_held: int | None
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {
+            "outcomes": _as_json(self.accepted),
+            "wave": json.dumps(list(self.wave)),
+            "now": self.now,
+            "key": self.lease.claim_key,
+            "provider": self.lease.provider,
+            "groups_held": self.groups_held,
+            "shard": self.lease.slot + 1,
+        }
+
+
+class Exchanged(NamedTuple):
+    """The ids of the letters whose outcomes were written, and of those that may leave."""
+
+    written: list[int]
+    moved: list[int]
+
+
+def exchanging(exchange: Exchange) -> Steps[Exchanged]:
+    """One statement; ``make_up`` looks after letters that it did not find. PostgreSQL only."""
+    answer = yield Statement(statements.EXCHANGE_PREPARED, exchange.parameters)
+    assert answer is not None
+    return Exchanged(*answer)
+
+
+def _exchange(exchange: Exchange) -> Exchanged:
+    """The same where nothing may be prepared. It is planned each time, and sees the ids."""
+    sent, wave = among("d.id", _ids_of(exchange.accepted)), among("id", exchange.wave)
+    with connection.cursor() as cursor:
+        cursor.execute(statements.EXCHANGE.format(sent=sent, wave=wave), exchange.parameters)
+        return Exchanged(*cursor.fetchone())
+
+
+def is_whole(exchange: Exchange, exchanged: Exchanged) -> bool:
+    """Whether all outcomes were written, and all letters of the wave may leave."""
+    found = len(exchanged.written), len(exchanged.moved)
+    return found == (len(exchange.accepted), len(exchange.wave))
+
+
+def make_up(exchange: Exchange, exchanged: Exchanged) -> None:
+    """After an exchange that is not whole: writes the outcomes of letters that were meanwhile
+    called UNCONFIRMED, and gives back letters that may not leave."""
+    lease = exchange.lease
+    with transaction.atomic():
+        tally = Tally(lease.slot + 1)
+        written = set(exchanged.written)
+        late = [entry for entry in exchange.accepted if entry[0].id not in written]
+        _write_sent(lease, late, _S.UNCONFIRMED, exchange.now, tally)
+        _give_up_claims(lease.claim_key, sorted({*exchange.wave} - {*exchanged.moved}), tally)
+        tally.write()
 
 
 def _hand_over(

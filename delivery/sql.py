@@ -4,13 +4,28 @@ and give them, and how PostgreSQL plans what runs all the time."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from django.db import connection, transaction
 from psycopg import Cursor
+
+T = TypeVar("T")
+
+
+class Statement(NamedTuple):
+    """A statement and its parameters by name, to be prepared; it answers with one row."""
+
+    sql: str
+    parameters: Mapping[str, Any]
+
+
+# A move made of prepared statements: it asks for one after the other, is sent the row of each, and
+# returns what came of it. Who drives it decides how they are run: ``run_prepared`` here, or the
+# event loop (delivery/session.py).
+Steps = Generator[Statement, tuple[Any, ...] | None, T]
 
 
 def among(column: str, ids: Sequence[int]) -> str:
@@ -41,7 +56,7 @@ def in_order_of_an_index() -> Iterator[None]:
 
 
 def keeps_statements() -> bool:
-    """Whether ``execute_prepared`` may be used: PostgreSQL, and no pooler before it that gives each
+    """Whether ``run_prepared`` may be used: PostgreSQL, and no pooler before it that gives each
     transaction another session (who has one sets DISABLE_SERVER_SIDE_CURSORS, as Django says)."""
     pooled = connection.settings_dict.get("DISABLE_SERVER_SIDE_CURSORS", False)
     return connection.vendor == "postgresql" and not pooled
@@ -49,7 +64,7 @@ def keeps_statements() -> bool:
 
 # A plan that is made once and kept must suit tables of every size, and they are small when a
 # campaign begins: rows are looked up by an index, one by one, whatever they hold now.
-_KEPT_PLANS = (
+KEPT_PLANS = (
     "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off;"
     " SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;"
     " SET enable_memoize = off"
@@ -59,24 +74,29 @@ _KEPT_PLANS = (
 _NEVER_UNASKED = 2**31
 
 
-def execute_prepared(sql: str, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Runs a statement that PostgreSQL parses and plans once for each connection; its one row.
+def run_prepared(steps: Steps[T]) -> T:
+    """Runs statements that PostgreSQL parses and plans once for each connection, on this thread's.
 
-    For a statement that runs all the time and finds its rows by an index: planning one that moves
+    For statements that run all the time and find their rows by an index: planning one that moves
     two letters takes three times as long as running it. From then on the connection plans all
     statements for lookups: it should be one that does little else. Django's errors; in autocommit
-    it commits.
+    each statement commits.
     """
     connection.ensure_connection()
     raw: Any = connection.connection
+    answer: tuple[Any, ...] | None = None
     with connection.wrap_database_errors:
         if raw.prepare_threshold != _NEVER_UNASKED:
-            raw.execute(_KEPT_PLANS)
+            raw.execute(KEPT_PLANS)
             raw.prepare_threshold = _NEVER_UNASKED
         with Cursor(raw) as cursor:
-            row = cursor.execute(sql, parameters, prepare=True).fetchone()
-    assert row is not None
-    return row
+            while True:
+                try:
+                    statement, parameters = steps.send(answer)
+                except StopIteration as end:
+                    result: T = end.value
+                    return result
+                answer = cursor.execute(statement, parameters, prepare=True).fetchone()
 
 
 def as_moment(value: datetime) -> datetime:

@@ -41,12 +41,23 @@ def _totals(changes: dict[str, str]) -> str:
 
 # ---------------------------------------------------------------------------------- claiming
 
+_NAMES = "SELECT jsonb_array_elements_text(CAST(%(names)s AS jsonb))"
 # Each claim asks these two: compiling them would take longer than running them.
 STATE_OF_PROVIDER = f"SELECT * FROM {ProviderState._meta.db_table} WHERE alias = %s"
 OPEN_CAMPAIGNS = (
     f"SELECT id FROM {_CAMPAIGNS} WHERE status = '{CampaignStatus.SENDING.value}'"
     " AND provider IN ({names}) ORDER BY id"
 )
+# Both at once, of a provider about which a claim needs to know nothing more.
+OPENING = f"""
+    SELECT p.groups_held, (
+               SELECT json_agg(json_build_array(c.id, c.priority)) FROM {_CAMPAIGNS} c
+                WHERE c.status = '{CampaignStatus.SENDING.value}' AND c.provider IN ({_NAMES}))
+      FROM {ProviderState._meta.db_table} p
+     WHERE p.alias = %(alias)s AND NOT p.stopped AND p.failures = 0
+       AND (p.paused_until IS NULL OR p.paused_until <= %(now)s)
+       AND (p.groups_held_until IS NULL OR p.groups_held_until <= %(now)s)
+"""
 
 # The index delivery_open is in the order in which letters are taken: ordering by id would walk the
 # primary key over every finished letter. Sub-queries for one row each, not EXISTS: PostgreSQL would
@@ -126,7 +137,7 @@ FORGET = {
 }
 
 _TESTS = _DUE.format(
-    which=_OF_TESTS.format(names="SELECT jsonb_array_elements_text(CAST(%(names)s AS jsonb))"),
+    which=_OF_TESTS.format(names=_NAMES),
     now="%(now)s",
 ) + _IN_ORDER.format(limit="%(wanted)s")
 _FIRSTS = _DUE.format(

@@ -26,7 +26,7 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from django.db import InterfaceError, InternalError, OperationalError, connection, transaction
+from django.db import InterfaceError, InternalError, OperationalError, transaction
 
 from delivery import groups, leases, limits, mailboxes, queue, resolution, slots
 from delivery.bridge import Bridge
@@ -52,9 +52,10 @@ from delivery.outcomes import (
     checked,
 )
 from delivery.providers.base import Confirms, KeepsConnections, Provider, ReportsFinalDot
-from delivery.queue import Claimed
+from delivery.queue import Claimed, Exchange
 from delivery.recorder import FlightRecorder, recording_path
-from delivery.settlement import RetryPolicy, Settlement, settle
+from delivery.session import Session
+from delivery.settlement import RetryPolicy, settle
 
 logger = logging.getLogger(__name__)
 
@@ -162,6 +163,8 @@ class Worker:
         self.ready: deque[Turn] = deque()
         self.noted: dict[int, Turn] = {}
         self.ledger = Ledger()
+        # Of the editions of this slice, for claims that ask for nothing else.
+        self.letters: Letters = {}
         # An answer asked for silence: what is noted and has not left stays here, and goes back.
         self.is_silent = False
         self.kept_back: list[int] = []
@@ -195,7 +198,7 @@ class Worker:
             try:
                 self._start_recorder()
                 # Closed before the place is given back: no claim may come after that.
-                async with self._beside(bridge) as claims:
+                async with bridge.beside() as claims:
                     with self._graceful_stop():
                         return await self._work(bridge, claims)
             finally:
@@ -203,13 +206,6 @@ class Worker:
                 with contextlib.suppress(asyncio.CancelledError):
                     await heartbeat
                 await self._end(bridge)
-
-    @staticmethod
-    def _beside(bridge: Bridge) -> contextlib.AbstractAsyncContextManager[Bridge]:
-        """A second thread and connection, so that commits do not wait for the next claim; not for
-        SQLite, where one transaction writes at a time."""
-        one_writes = connection.vendor == "sqlite"
-        return contextlib.nullcontext(bridge) if one_writes else Bridge()
 
     async def _end(self, bridge: Bridge) -> None:
         """Closes everything, whatever happens to any of it. The recording ends last, and stays
@@ -248,7 +244,7 @@ class Worker:
                 next_look = await self._look(bridge)
                 if not await self._hold_connections(bridge):
                     return Slice(self.sent, self.clock() + ALL_CONNECTIONS_HELD)
-                batch = await bridge.call(self._claim)
+                batch = await self._next_batch(bridge)
                 moments = [moment for moment in (batch.retry_at, next_look) if moment is not None]
                 if batch.claims:
                     await self._send_batch(bridge, claims, batch, end)
@@ -320,31 +316,36 @@ class Worker:
         more_is_due, waited_long = not self.limits, False
         # So many are sent while the next are claimed.
         enough = max(self.settings.send_batch_size, self.settings.cycle_batch_size // 2)
-        while self.ready or self.noted or ahead is not None:
-            self.progress.clear()
-            if self.is_closing or self._is_over(end):
-                more_is_due = False
-                await self._drop_ready(bridge)
-                if ahead is None and (not self.noted or self._gives_up()):
-                    break
-            elif self.connections is not None and self.timer.ticks() >= self.count_at:
-                more_is_due = False
-            if ahead is not None and (ahead.done() or not (self.ready or self.noted)):
-                more, ahead = await self._claimed_ahead(claims, ahead), None
-                more_is_due = more_is_due and bool(more.claims)
-                self._take_up(more)
-                continue
-            if ahead is None and more_is_due and len(self.ready) < enough:
-                ahead = asyncio.create_task(claims.call(self._claim))
-                ahead.add_done_callback(lambda _batch: self.progress.set())
-            if self._is_worth_a_commit() or (waited_long and self._answered()):
-                await self._write(bridge)
-                waited_long = False
-            else:
-                waited_long = not await self._progress()
-            for runner in self.runners:
-                if runner.done():
-                    runner.result()  # it raised, and nobody would answer for its letter
+        try:
+            while self.ready or self.noted or ahead is not None:
+                self.progress.clear()
+                if self.is_closing or self._is_over(end):
+                    more_is_due = False
+                    await self._drop_ready(bridge)
+                    if ahead is None and (not self.noted or self._gives_up()):
+                        break
+                elif self.connections is not None and self.timer.ticks() >= self.count_at:
+                    more_is_due = False
+                if ahead is not None and (ahead.done() or not (self.ready or self.noted)):
+                    more, ahead = await self._claimed_ahead(claims, ahead), None
+                    more_is_due = more_is_due and bool(more.claims)
+                    self._take_up(more)
+                    continue
+                if ahead is None and more_is_due and len(self.ready) < enough:
+                    ahead = asyncio.create_task(self._next_batch(claims))
+                    ahead.add_done_callback(lambda _batch: self.progress.set())
+                if self._is_worth_a_commit() or (waited_long and self._answered()):
+                    await self._write(bridge)
+                    waited_long = False
+                else:
+                    waited_long = not await self._progress()
+                for runner in self.runners:
+                    if runner.done():
+                        runner.result()  # it raised, and nobody would answer for its letter
+        finally:
+            if ahead is not None:
+                # It failed here: no claim may come after the place was given back.
+                await asyncio.wait([ahead])
         await self._drop_ready(bridge)
         await bridge.call(self._settle_permits, batch)
         await bridge.call(self._tell_what_went_well)
@@ -445,6 +446,62 @@ class Worker:
         else:
             self._forget(results, kept_back)
 
+    async def _next_batch(self, bridge: Bridge) -> Batch:
+        """The next claim: without a thread where it is the usual one."""
+        if bridge.session is not None and not self.limits and self._lease_is_recent(self.clock()):
+            batch = await self._usual_batch(bridge, bridge.session)
+            if batch is not None:
+                return batch
+        return await bridge.call(self._claim)
+
+    async def _usual_batch(self, bridge: Bridge, session: Session) -> Batch | None:
+        """The next claim of a provider without limits and without trouble; None where there is
+        trouble, or nothing to claim."""
+        assert self.lease is not None
+        now = self.clock()
+        opening = await session.run(queue.opening(self.alias, self.names, now))
+        if opening is None:
+            return None
+        campaigns = list(opening.priorities.items())
+        self.dice.shuffle(campaigns)
+        turns = queue.in_turn(dict(campaigns))
+        wanted = self.settings.cycle_batch_size
+        claims = await session.run(queue.claiming(self.lease, turns, wanted, now, self.names))
+        if not claims:
+            return None
+        unknown = [claimed for claimed in claims if claimed.edition_id not in self.letters]
+        if unknown:
+            self.letters |= await bridge.call(letters_of, unknown)
+        grant = limits.no_limits(len(claims), now, self.timer.ticks)
+        self.state = None
+        return Batch(claims, self.letters, grant, opening.groups_held)
+
+    async def _exchange(
+        self,
+        bridge: Bridge,
+        results: Sequence[Result],
+        wave: Sequence[Turn],
+        unsent: Sequence[int],
+    ) -> set[int]:
+        """One commit: without a thread where it is the usual one."""
+        now = self.clock()
+        has_failed = self.state is not None and self.state.failures > 0
+        if bridge.session is None or unsent or has_failed or not self._lease_is_recent(now):
+            return await bridge.call(self._record_and_hand_over, results, wave, unsent)
+        settled = self._settled(results, now)
+        if not queue.all_accepted(settled):
+            return await bridge.call(self._record_and_hand_over, results, wave, unsent)
+        assert self.lease is not None
+        ids = [turn.claimed.id for turn in wave]
+        groups_held = min((turn.batch.groups_held for turn in wave), default=None)
+        exchange = Exchange(self.lease, settled, ids, now, groups_held)
+        exchanged = await bridge.session.run(queue.exchanging(exchange))
+        if not queue.is_whole(exchange, exchanged):
+            await bridge.call(queue.make_up, exchange, exchanged)
+        self.is_on_probation &= not results
+        self._committed(results, wave, exchanged.moved)
+        return set(exchanged.moved)
+
     async def _commit(
         self,
         bridge: Bridge,
@@ -460,7 +517,7 @@ class Worker:
         give_up = self.clock() + DATABASE_PATIENCE
         while True:
             try:
-                return await bridge.call(self._record_and_hand_over, results, wave, unsent)
+                return await self._exchange(bridge, results, wave, unsent)
             except DATABASE_AWAY:
                 await self._database_is_away(bridge)
                 if self.clock() >= give_up:
@@ -625,11 +682,7 @@ class Worker:
         """
         assert self.lease is not None
         now = self.clock()
-        settled = []
-        for result in results:
-            claimed = self.noted[result.reference].claimed
-            settlement = self._settlement(claimed, result.outcome, now)
-            settled.append((claimed, result.outcome, settlement))
+        settled = self._settled(results, now)
         trouble = Ledger.trouble(results)
         if Ledger.any_accepted(results):
             self.is_on_probation = False
@@ -661,13 +714,17 @@ class Worker:
                 now,
                 min((turn.batch.groups_held for turn in wave), default=None),
             )
+        self._committed(results, wave, moved)
+        return set(moved)
+
+    def _committed(
+        self, results: Sequence[Result], wave: Sequence[Turn], moved: Sequence[int]
+    ) -> None:
         self.has_missed = len(moved) < len(wave)
         if self.recorder is not None:
             self.recorder.committed(result.reference for result in results)
-        if trouble is None:
-            accepted = sum(isinstance(result.outcome, Accepted) for result in results)
-            self.went_well += accepted if accepted == len(results) else 0
-        return set(moved)
+        accepted = sum(isinstance(result.outcome, Accepted) for result in results)
+        self.went_well += accepted if accepted == len(results) else 0
 
     def _needs_silence(
         self, trouble: Unavailable, results: Sequence[Result], now: datetime
@@ -688,15 +745,20 @@ class Worker:
         if self.connections is not None and letters:
             slots.went_well(self.connections, letters, self.clock())
 
-    def _settlement(self, claimed: Claimed, outcome: Outcome, now: datetime) -> Settlement:
-        return settle(
-            outcome,
-            attempts=claimed.attempts,
-            queued_at=claimed.queued_at,
-            now=now,
-            policy=self.policy,
-            dice=self.dice,
-        )
+    def _settled(self, results: Sequence[Result], now: datetime) -> list[queue.Settled]:
+        settled = []
+        for result in results:
+            claimed = self.noted[result.reference].claimed
+            settlement = settle(
+                result.outcome,
+                attempts=claimed.attempts,
+                queued_at=claimed.queued_at,
+                now=now,
+                policy=self.policy,
+                dice=self.dice,
+            )
+            settled.append((claimed, result.outcome, settlement))
+        return settled
 
     def _release(self) -> None:
         assert self.lease is not None
@@ -722,10 +784,13 @@ class Worker:
     def _hold_lease(self, now: datetime) -> bool:
         """Whether the lease is ours; asked anew from time to time, and after a row that should have
         been ours was not. Every row is fenced by the claim key, so no wave needs to ask."""
+        return self._lease_is_recent(now) or self._renew()
+
+    def _lease_is_recent(self, now: datetime) -> bool:
         is_recent = (
             self.held_until is not None and self.held_until - now > self.settings.lease * 5 / 6
         )
-        return (is_recent and not self.has_missed) or self._renew()
+        return is_recent and not self.has_missed
 
     def _renew(self) -> bool:
         assert self.lease is not None

@@ -18,6 +18,7 @@ from delivery.conf import delivery_settings
 from delivery.leases import Lease
 from delivery.models import Delivery
 from delivery.providers.memory import MemoryProvider
+from delivery.session import Session
 from delivery.worker import Slice, Worker
 
 # The letter of a reader whose first name is Zero cannot be written.
@@ -170,6 +171,38 @@ def make_worker(clock: Callable[[], datetime], provider=None, alias: str = "defa
         holder="test:1",
         limit_clock=clock,
     )
+
+
+def interfere(
+    monkeypatch: pytest.MonkeyPatch,
+    move: str,
+    before: Callable[[], object] = lambda: None,
+    after: Callable[[], object] = lambda: None,
+) -> None:
+    """Calls these around each "commit" or "claim" of a worker, whether its thread makes it or its
+    session; what they raise, the move raises."""
+    in_thread, in_session = {
+        "commit": ("record_and_hand_over", "exchanging"),
+        "claim": ("claim", "claiming"),
+    }[move]
+    real_unit, real_run = getattr(queue, in_thread), Session.run
+
+    def unit(*arguments):
+        before()
+        result = real_unit(*arguments)
+        after()
+        return result
+
+    async def run(self, steps):
+        if steps.__name__ != in_session:
+            return await real_run(self, steps)
+        before()
+        result = await real_run(self, steps)
+        after()
+        return result
+
+    monkeypatch.setattr(queue, in_thread, unit)
+    monkeypatch.setattr(Session, "run", run)
 
 
 def run_slice(clock: Callable[[], datetime], provider=None, alias: str = "default") -> Slice:

@@ -20,7 +20,7 @@ from delivery.leases import Lease
 from delivery.models import Claim, Delivery
 from delivery.outcomes import Accepted, Phase, Reply
 from delivery.settlement import Settlement
-from delivery.sql import execute_prepared, in_order_of_an_index
+from delivery.sql import Statement, Steps, in_order_of_an_index, run_prepared
 from delivery.states import DeliveryStatus
 from tests.delivery.conftest import make_campaign, make_readers, make_unfilled, statuses
 
@@ -240,10 +240,17 @@ def test_behind_a_pooler_of_transactions_nothing_is_prepared(campaign, readers, 
     assert rows_of("SHOW plan_cache_mode") == [("auto",)]
 
 
+def asking(sql: str, **parameters: Any) -> Steps[Any]:
+    """A move of one statement, which answers with one value."""
+    answer = yield Statement(sql, parameters)
+    assert answer is not None
+    return answer[0]
+
+
 def test_an_error_of_a_prepared_statement_is_djangos(db):
     """A worker waits for a database that went away, and knows it by Django's errors."""
     with pytest.raises(OperationalError):
-        execute_prepared("SELECT pg_terminate_backend(pg_backend_pid())", {})
+        run_prepared(asking("SELECT pg_terminate_backend(pg_backend_pid())"))
     connection.close()
 
 

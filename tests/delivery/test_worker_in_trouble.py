@@ -24,6 +24,7 @@ from tests.delivery.conftest import (
     coordinate,
     delivery_to,
     hand_over,
+    interfere,
     make_campaign,
     make_readers,
     make_worker,
@@ -74,17 +75,16 @@ def addresses(letters):
 def test_a_commit_that_broke_is_made_again_and_its_wave_goes_back_unsent(
     campaign, clock, monkeypatch, reached_the_disk
 ):
-    real, calls = queue.record_and_hand_over, Counter()
+    calls = Counter()
 
-    def break_every_third(*arguments):
-        calls["all"] += 1
-        if calls["all"] % 3:
-            return real(*arguments)
-        if reached_the_disk:
-            real(*arguments)
-        raise AWAY
+    def break_every_third(is_done):
+        calls["begun"] += not is_done
+        if calls["begun"] % 3 == 0 and is_done is reached_the_disk:
+            raise AWAY
 
-    monkeypatch.setattr(queue, "record_and_hand_over", break_every_third)
+    interfere(
+        monkeypatch, "commit", lambda: break_every_third(False), lambda: break_every_third(True)
+    )
     for _ in range(6):
         run_slice(clock)
     assert statuses(campaign) == {"sent": 12}
@@ -121,7 +121,7 @@ def test_a_place_that_cannot_be_given_back_is_reclaimed_at_once_with_all_that_wa
 
     def lose_the_database(message):
         if len(MemoryProvider.outbox) == 3:
-            monkeypatch.setattr(queue, "record_and_hand_over", fail)
+            interfere(monkeypatch, "commit", fail)
             monkeypatch.setattr(queue, "release", fail)
             clock.advance(minutes=11)
         return TAKEN
@@ -149,16 +149,14 @@ def test_answers_that_came_while_a_slice_failed_are_written_before_it_ends(
     make_readers(mailing_list, 30)
     campaign = make_campaign(mailing_list, clock())
     coordinate(clock)
-    real = queue.claim
+    claims = []
 
-    def a_bug_in_the_second_claim(*arguments):
-        monkeypatch.setattr(queue, "claim", fail)
-        return real(*arguments)
+    def a_bug_in_the_second_claim():
+        claims.append(1)
+        if len(claims) == 2:
+            raise ValueError("a bug")
 
-    def fail(*arguments):
-        raise ValueError("a bug")
-
-    monkeypatch.setattr(queue, "claim", a_bug_in_the_second_claim)
+    interfere(monkeypatch, "claim", a_bug_in_the_second_claim)
     with pytest.raises(ValueError, match="a bug"):
         run_slice(clock)
     assert set(statuses(campaign)) == {"sent", "queued"}
@@ -364,24 +362,23 @@ def test_in_any_order_of_events_nothing_is_lost_or_doubled_or_sent_without_a_not
     coordinate(clock)
     is_calm = False
 
+    def sometimes():
+        if not is_calm and dice.random() < 0.03:
+            raise AWAY
+
     def sometimes_away(function):
         def unit(*arguments, **keywords):
-            if not is_calm and dice.random() < 0.03:
-                raise AWAY
+            sometimes()
             result = function(*arguments, **keywords)
-            if not is_calm and dice.random() < 0.03:
-                raise AWAY
+            sometimes()
             return result
 
         return unit
 
-    for module, name in (
-        (queue, "record_and_hand_over"),
-        (queue, "claim"),
-        (queue, "release"),
-        (leases, "renew"),
-    ):
+    for module, name in ((queue, "release"), (leases, "renew")):
         monkeypatch.setattr(module, name, sometimes_away(getattr(module, name)))
+    for move in ("commit", "claim"):
+        interfere(monkeypatch, move, sometimes, sometimes)
 
     def taken_for_dead():
         for lease, _expires_at in leases.held():

@@ -1,0 +1,88 @@
+"""A database session of the event loop's own: prepared statements, without a thread. PostgreSQL.
+
+A busy event loop gives up the interpreter when it has to, every five milliseconds. A unit of work
+in a thread asks for it after each round trip, and the loop hears of the end when the thread had its
+turn: 2 to 5 ms for a statement that takes the server a tenth of one. Here the loop is told by the
+socket. So what a worker does all the time, claiming and exchanging waves, runs here, and everything
+else in the bridge's thread with Django's ORM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from django.db import DEFAULT_DB_ALIAS, connections
+from psycopg import AsyncConnection, sql
+
+from delivery.sql import KEPT_PLANS, Steps
+
+T = TypeVar("T")
+# What of Django's parameters is about its own, synchronous, connections.
+_DJANGOS_OWN = ("cursor_factory", "context", "prepare_threshold")
+
+
+class Session:
+    """One connection to Django's default database, opened with the first statement and after an
+    error. One task at a time uses it. Each statement commits."""
+
+    def __init__(self) -> None:
+        self._connection: AsyncConnection[tuple[Any, ...]] | None = None
+
+    async def run(self, steps: Steps[T]) -> T:
+        """Runs statements until the last one's answer was made use of. Django's errors, after which
+        the connection is another: whether the last statement was committed is unknown then."""
+        answer: tuple[Any, ...] | None = None
+        with connections[DEFAULT_DB_ALIAS].wrap_database_errors, contextlib.ExitStack() as stack:
+            stack.callback(self._forget)
+            if self._connection is None:
+                self._connection = await _connect()
+            try:
+                while True:
+                    statement, parameters = steps.send(answer)
+                    cursor = self._connection.cursor()
+                    await cursor.execute(statement, parameters, prepare=True)
+                    answer = await cursor.fetchone()
+            except StopIteration as end:
+                stack.pop_all()
+                result: T = end.value
+                return result
+
+    def _forget(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.pgconn.finish()
+
+    async def close(self) -> None:
+        """Ends the session."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+async def _connect() -> AsyncConnection[tuple[Any, ...]]:
+    django = connections[DEFAULT_DB_ALIAS]
+    options = django.get_connection_params()
+    for name in _DJANGOS_OWN:
+        options.pop(name, None)
+    connection = await AsyncConnection.connect(**options, autocommit=True)
+    try:
+        if role := django.settings_dict["OPTIONS"].get("assume_role"):
+            await connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(role)))
+        await connection.execute(KEPT_PLANS)
+    except BaseException:
+        connection.pgconn.finish()
+        raise
+    return connection

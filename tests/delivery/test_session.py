@@ -1,0 +1,166 @@
+"""The event loop's own session: prepared statements without a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.db.utils import DataError, OperationalError
+
+from delivery.bridge import Bridge
+from delivery.session import Session
+from delivery.sql import Statement, Steps
+from tests.delivery.conftest import make_worker, statuses
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.postgresql]
+
+SESSION_ID = "SELECT pg_backend_pid()"
+
+
+def asking(*statements: str, **parameters: Any) -> Steps[list[Any]]:
+    """A move of these statements; the value that each answered with."""
+    answers = []
+    for statement in statements:
+        answer = yield Statement(statement, parameters)
+        assert answer is not None
+        answers.append(answer[0])
+    return answers
+
+
+def in_session(use: Callable[[Session], Awaitable[Any]]) -> Any:
+    async def run() -> Any:
+        async with Session() as session:
+            return await use(session)
+
+    return asyncio.run(run())
+
+
+def rows_of(sql: str, parameters: Any = None) -> list[tuple[Any, ...]]:
+    with connection.cursor() as cursor:
+        cursor.execute(sql, parameters)
+        return list(cursor.fetchall())
+
+
+def test_statements_run_in_one_session_of_the_same_database_each_prepared_once():
+    async def use(session: Session) -> Any:
+        names = await session.run(asking("SELECT current_database()", SESSION_ID, SESSION_ID))
+        kept = await session.run(
+            asking(
+                "SELECT array_agg(generic_plans + custom_plans ORDER BY prepare_time)"
+                " FROM pg_prepared_statements WHERE statement NOT LIKE '%%agg%%'"
+            )
+        )
+        return names, kept
+
+    (database, first, second), (uses,) = in_session(use)
+    assert database == connection.settings_dict["NAME"]
+    assert first == second != rows_of(SESSION_ID)[0][0]
+    assert uses == [1, 2]
+
+
+def test_rows_are_looked_up_one_by_one_as_in_the_threads_session():
+    plans = asking("SHOW plan_cache_mode", "SHOW enable_seqscan")
+    cache, scan = in_session(lambda session: session.run(plans))
+    assert (cache, scan) == ("force_generic_plan", "off")
+
+
+def test_an_error_is_djangos_and_the_next_statement_has_a_new_session():
+    async def use(session: Session) -> Any:
+        (before,) = await session.run(asking(SESSION_ID))
+        with pytest.raises(DataError):
+            await session.run(asking("SELECT 1 / CAST(%(by)s AS int)", by=0))
+        with pytest.raises(OperationalError):
+            await session.run(asking("SELECT pg_terminate_backend(pg_backend_pid())"))
+        (after,) = await session.run(asking(SESSION_ID))
+        return before, after
+
+    before, after = in_session(use)
+    assert before != after
+
+
+def test_a_server_that_is_not_there_is_djangos_error_too(monkeypatch):
+    monkeypatch.setitem(connection.settings_dict, "NAME", "no_such_database")
+    with pytest.raises(OperationalError, match="no_such_database"):
+        in_session(lambda session: session.run(asking(SESSION_ID)))
+
+
+def test_each_statement_is_committed_before_it_is_answered(campaign):
+    change = "UPDATE campaigns_campaign SET name = %(name)s WHERE id = %(id)s RETURNING name"
+
+    async def use(session: Session) -> None:
+        await session.run(asking(change, name="Changed", id=campaign.pk))
+        seen: list[str] = []
+
+        def look() -> None:
+            campaign.refresh_from_db()
+            seen.append(campaign.name)
+
+        async with Bridge() as bridge:
+            await bridge.call(look)
+        assert seen == ["Changed"]
+
+    in_session(use)
+
+
+def test_when_a_caller_is_cancelled_its_statement_does_not_go_on():
+    """No claim may be made after its worker has given back its place."""
+
+    async def use(session: Session) -> Any:
+        (pid,) = await session.run(asking(SESSION_ID))
+        sleeping = asyncio.create_task(session.run(asking("SELECT 1 FROM pg_sleep(60)")))
+        while not await waits(pid):
+            await asyncio.sleep(0.01)
+        sleeping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sleeping
+        assert not await waits(pid)
+        return (await session.run(asking(SESSION_ID))) != [pid]
+
+    async def waits(pid: int) -> bool:
+        sql = "SELECT count(*) FROM pg_stat_activity WHERE pid = %(pid)s AND state = 'active'"
+        async with Session() as other:
+            (count,) = await other.run(asking(sql, pid=pid))
+        return bool(count)
+
+    assert in_session(use)
+
+
+def test_the_role_that_the_settings_name_is_taken(monkeypatch):
+    options = {**connection.settings_dict["OPTIONS"], "assume_role": "pg_read_all_data"}
+    monkeypatch.setitem(connection.settings_dict, "OPTIONS", options)
+    (role,) = in_session(lambda session: session.run(asking("SELECT current_user::text")))
+    assert role == "pg_read_all_data"
+
+
+def test_behind_a_pooler_of_transactions_there_is_no_session(monkeypatch):
+    monkeypatch.setitem(connection.settings_dict, "DISABLE_SERVER_SIDE_CURSORS", True)
+
+    async def beside() -> list[Session | None]:
+        async with Bridge() as bridge, bridge.beside() as other:
+            assert bridge is not other
+            return [bridge.session, other.session]
+
+    assert asyncio.run(beside()) == [None, None]
+
+
+def test_a_usual_campaign_is_claimed_and_written_without_the_thread(campaign, clock, monkeypatch):
+    """The thread takes the place, reads the edition, and gives the place back."""
+    in_thread: list[str] = []
+    real = Bridge.call
+
+    async def call(self: Bridge, unit: Any, *arguments: Any, **keywords: Any) -> Any:
+        in_thread.append(unit.__name__)
+        return await real(self, unit, *arguments, **keywords)
+
+    monkeypatch.setattr(Bridge, "call", call)
+    assert asyncio.run(make_worker(clock).run_slice()).sent == 12
+    assert statuses(campaign) == {"sent": 12}
+    assert "_record_and_hand_over" not in in_thread
+    assert in_thread.count("letters_of") == 1
+    # The first claim makes the provider's row, the last one sees that nothing is left.
+    assert in_thread.count("_claim") == 2
+    assert threading.active_count() == 1
