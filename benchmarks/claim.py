@@ -32,7 +32,7 @@ def move(campaign_id: int, slot: int, wave: int, claim_size: int) -> None:
 
     from django.utils import timezone
 
-    from delivery import queue
+    from delivery import claiming, queue
     from delivery.leases import Lease
     from delivery.outcomes import Accepted, Phase, Reply
     from delivery.settlement import RetryPolicy, settle
@@ -40,7 +40,7 @@ def move(campaign_id: int, slot: int, wave: int, claim_size: int) -> None:
     lease = Lease("default", slot, random.getrandbits(60) + 1, "benchmark")
     outcome = Accepted(Reply.of(Phase.FINAL_DOT, 250, "2.0.0 Ok: queued as 4bXyZ1234567"))
     policy, dice = RetryPolicy((timedelta(minutes=5),), 10, timedelta(days=1)), random.Random(1)
-    while claimed := queue.claim(lease, [campaign_id], claim_size, timezone.now()):
+    while claimed := claiming.claim(lease, [campaign_id], claim_size, timezone.now()):
         settled: list[queue.Settled] = []
         for start in range(0, len(claimed), wave):
             letters = claimed[start : start + wave]

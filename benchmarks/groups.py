@@ -77,7 +77,7 @@ def claims(campaign_id: int, count: int, size: int, hold: str = "") -> list[floa
     """Milliseconds of each of so many claims; the letters stay claimed."""
     from django.utils import timezone
 
-    from delivery import leases, queue
+    from delivery import claiming, leases
 
     leases.make_places("default", 1)
     lease = leases.take("default", 1, "benchmark", timezone.now(), timedelta(hours=1))
@@ -92,9 +92,9 @@ def claims(campaign_id: int, count: int, size: int, hold: str = "") -> list[floa
 
             held = Held.of(limits.state_of("default"), lambda name: (name,), now)
             assert held is not None
-            found = queue.claim(lease, [campaign_id], size, now, (), held)
+            found = claiming.claim(lease, [campaign_id], size, now, (), held)
         else:
-            found = queue.claim(lease, [campaign_id], size, now)
+            found = claiming.claim(lease, [campaign_id], size, now)
         times.append((time.perf_counter() - began) * 1000)
         assert len(found) == size
         assert not any(claimed.rcpt_to.endswith(f"@{hold}") for claimed in found if hold)

@@ -14,10 +14,10 @@ from campaigns.letter import Addressee, Letter, LetterError, letter_of
 from campaigns.models import Edition
 from campaigns.tokens import Purpose
 from campaigns.unsubscribe import unsubscribe_url
+from delivery.claiming import Claimed
 from delivery.conf import delivery_settings
 from delivery.message import Envelope, OutgoingMessage
 from delivery.outcomes import Phase, Rejected, Reply
-from delivery.queue import Claimed
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,18 @@ from django.utils.translation import gettext as _
 
 from campaigns.models import Campaign, CampaignTotals
 from campaigns.states import CampaignStatus
-from delivery import alerts, doubts, filling, groups, guard_rails, leases, limits, queue, resolution
+from delivery import (
+    alerts,
+    claiming,
+    doubts,
+    filling,
+    groups,
+    guard_rails,
+    leases,
+    limits,
+    queue,
+    resolution,
+)
 from delivery.conf import DeliverySettings
 from delivery.models import Alert
 from delivery.reclaim import reclaim_all
@@ -154,7 +165,7 @@ def top_up(settings: DeliverySettings, now: datetime, start_workers: Start) -> N
         if limits.closed_until(limits.state_of(alias), now) is not None:
             continue
         names = settings.names_of(alias)
-        due = [queue.next_due(queue.open_campaigns(names), names)]
+        due = [claiming.next_due(claiming.open_campaigns(names), names)]
         if provider.can_confirm:
             due.append(resolution.next_due(alias, names, now))
         if not any(moment is not None and moment <= now for moment in due):

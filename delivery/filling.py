@@ -13,9 +13,9 @@ from campaigns.audience import audience, audience_page
 from campaigns.models import Campaign, CampaignTotals
 from campaigns.states import CampaignStatus
 from delivery.models import Delivery
-from delivery.queue import COMMON_SHARD
 from delivery.sql import as_parameter
 from delivery.states import DeliveryStatus
+from delivery.tally import COMMON_SHARD
 
 
 def fill_page(campaign: Campaign, size: int, now: datetime) -> int | None:

@@ -1,26 +1,24 @@
-"""The queue: every move of a delivery, in SQL. Nothing else writes Delivery.status.
+"""The queue: every move of a delivery after its claim (claiming.py), in SQL. Nothing but these two
+writes Delivery.status.
 
 Each function is one transaction (or part of the caller's) and keeps CampaignTotals in it. Each
 UPDATE names the state that it leaves and, for a worker's move, the claim key under which the row
 is held: zero rows changed is an answer ("not yours any more"), not an error. The same statements
-run on PostgreSQL and SQLite; SKIP LOCKED is ignored by SQLite, where a transaction is IMMEDIATE
-and so the claim is exclusive anyway.
+run on PostgreSQL and SQLite.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from django.db import connection, transaction
-from django.db.models import Count, Min
+from django.db.models import Count
 
-from campaigns.models import Campaign, CampaignTotals
 from delivery import guard_rails, statements, unclassified
-from delivery.groups import Held
+from delivery.claiming import Claimed, forget_claims
 from delivery.leases import Lease
 from delivery.message_ids import assigned_id, note_assigned
 from delivery.models import Attempt, Claim, Delivery, SuppressionDue, WorkerLease
@@ -30,239 +28,15 @@ from delivery.sql import (
     Statement,
     Steps,
     among,
-    as_moment,
     as_parameter,
     in_order_of_an_index,
     keeps_statements,
     run_prepared,
 )
 from delivery.states import WAITING, DeliveryStatus
+from delivery.tally import COMMON_SHARD, Tally
 
 _S = DeliveryStatus
-# Moves that no worker makes are counted on this shard; a worker counts on its slot + 1, and its
-# claims on a shard of their own: they run beside its commits, and must not wait for the same row.
-COMMON_SHARD = 0
-SHARDS_OF_CLAIMS = 1000
-
-
-class Claimed(NamedTuple):
-    """A claimed delivery with all that its letter needs."""
-
-    id: int
-    campaign_id: int
-    edition_id: int
-    subscriber_id: int
-    rcpt_to: str
-    is_test: bool
-    attempts: int
-    queued_at: datetime
-    name: str
-    language: str
-    attributes: Mapping[str, Any]
-    list_name: str
-    list_label: str
-
-
-# ---------------------------------------------------------------------------------- claiming
-
-
-def open_campaigns(names: Sequence[str]) -> list[int]:
-    """The campaigns that may send now through a provider of these names."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            statements.OPEN_CAMPAIGNS.format(names=", ".join(["%s"] * len(names))), list(names)
-        )
-        return [row[0] for row in cursor.fetchall()]
-
-
-def opening(alias: str, names: Sequence[str], now: datetime) -> Steps[Opening | None]:
-    """What ``claiming`` needs to know; None where the usual claim will not do: the provider is
-    unknown, closed or has failed, or holds a group. PostgreSQL only."""
-    parameters = {"alias": alias, "names": json.dumps(list(names)), "now": now}
-    answer = yield Statement(statements.OPENING, parameters)
-    if answer is None:
-        return None
-    groups_held, priorities = answer
-    return Opening(groups_held, dict(priorities or ()))
-
-
-class Opening(NamedTuple):
-    """An open provider: its count of held groups, and the priority of each of its campaigns."""
-
-    groups_held: int
-    priorities: dict[int, int]
-
-
-def claim(
-    lease: Lease,
-    campaign_ids: Sequence[int],
-    wanted: int,
-    now: datetime,
-    names: Sequence[str] = (),
-    held: Held | None = None,
-) -> list[Claimed]:
-    """Claims up to ``wanted`` due letters under this lease: test letters first, then the campaigns
-    by their priority, with a fair share of each among equals. A reader who has meanwhile
-    unsubscribed or was suppressed is SUPPRESSED by the same transaction that would have claimed
-    the letter. ``names``: those by which test letters name the provider; its alias where none are
-    given. ``held``: groups of domains whose letters stay; test letters go to them all the same.
-    """
-    names = names or [lease.provider]
-    if held is None and keeps_statements() and not connection.in_atomic_block:
-        return run_prepared(claiming(lease, _in_turn(campaign_ids), wanted, now, names))
-    with transaction.atomic():
-        of_tests = statements.DUE_TESTS.format(names=", ".join(["%s"] * len(names)))
-        rows = _lock_due(of_tests, list(names), wanted, now)
-        for campaign_id, left in _in_turn(campaign_ids):
-            share = -(-(wanted - len(rows)) // left)
-            if share > 0 and held is None:
-                rows += _lock_first(campaign_id, share, now)
-            elif share > 0 and held is not None:
-                rows += _lock_free(campaign_id, share, held, now)
-        stay = [(claimed, status) for claimed, status, is_wanted in rows if is_wanted]
-        unwanted = [(claimed, status) for claimed, status, is_wanted in rows if not is_wanted]
-        tally = Tally(SHARDS_OF_CLAIMS + lease.slot)
-        _move_waiting(unwanted, _S.SUPPRESSED, lease, now, tally)
-        _move_waiting(stay, _S.CLAIMED, lease, now, tally)
-        if stay:
-            _forget_claims(lease.claim_key)
-            _note_claim(lease, [claimed.id for claimed, _status in stay])
-        tally.write()
-    return [claimed for claimed, _status in stay]
-
-
-def claiming(
-    lease: Lease,
-    turns: Sequence[tuple[int, int]],
-    wanted: int,
-    now: datetime,
-    names: Sequence[str],
-) -> Steps[list[Claimed]]:
-    """The usual claim: a statement and a commit for each campaign, until there are enough. Each is
-    whole by itself. PostgreSQL only, and where no group is held. ``turns``: of in_turn."""
-    claims: list[Claimed] = []
-    nobodys: list[tuple[int | None, int]] = [(None, 1)]
-    for campaign_id, left in turns or nobodys:
-        share = -(-(wanted - len(claims)) // left)
-        if share <= 0:
-            break
-        parameters = {
-            "names": json.dumps(list(names)),
-            "campaign": campaign_id,
-            "now": now,
-            "wanted": share,
-            "key": lease.claim_key,
-            "provider": lease.provider,
-            "shard": SHARDS_OF_CLAIMS + lease.slot,
-        }
-        answer = yield Statement(statements.CLAIM, parameters)
-        assert answer is not None
-        claims += map(_claimed, json.loads(answer[0]))
-    return claims
-
-
-def in_turn(priorities: Mapping[int, int]) -> list[tuple[int, int]]:
-    """The campaigns in the order in which they may claim, the highest priority first and equals as
-    they come; with each how many of its priority have not had their share, itself included."""
-    left = Counter(priorities.values())
-    turns = []
-    # Stable: equals stay in their order.
-    for campaign_id in sorted(priorities, key=lambda pk: priorities[pk], reverse=True):
-        turns.append((campaign_id, left[priorities[campaign_id]]))
-        left[priorities[campaign_id]] -= 1
-    return turns
-
-
-def _in_turn(campaign_ids: Sequence[int]) -> list[tuple[int, int]]:
-    priorities = dict.fromkeys(campaign_ids, 0)
-    if len(campaign_ids) > 1:
-        known = Campaign.objects.filter(pk__in=campaign_ids).order_by()
-        priorities.update(known.values_list("pk", "priority"))
-    return in_turn(priorities)
-
-
-def _lock_first(
-    campaign_id: int, limit: int, now: datetime
-) -> list[tuple[Claimed, DeliveryStatus, bool]]:
-    with in_order_of_an_index():
-        return _lock_due(statements.DUE_OF_A_CAMPAIGN, [campaign_id], limit, now)
-
-
-def _lock_free(
-    campaign_id: int, limit: int, held: Held, now: datetime
-) -> list[tuple[Claimed, DeliveryStatus, bool]]:
-    """As _lock_first, without the letters to groups that are held."""
-    free = held.free_letters(campaign_id, limit, now)
-    if not free:
-        return []
-    return _lock_due(
-        statements.DUE_OF_THESE.format(ids=among("d.id", free)), [campaign_id], limit, now
-    )
-
-
-def _lock_due(
-    sql: str, which: list[Any], limit: int, now: datetime
-) -> list[tuple[Claimed, DeliveryStatus, bool]]:
-    """Due rows, locked: the claim, the state, and whether the letter is still wanted."""
-    if connection.vendor == "postgresql":
-        sql += " FOR UPDATE OF d SKIP LOCKED"
-    with connection.cursor() as cursor:
-        cursor.execute(
-            statements.DUE_AS_JSON[connection.vendor].format(due=sql),
-            [*which, as_parameter(now), limit],
-        )
-        (due,) = cursor.fetchone()
-    return [(_claimed(row), DeliveryStatus(row[13]), bool(row[14])) for row in json.loads(due)]
-
-
-def _claimed(row: Sequence[Any]) -> Claimed:
-    """From a row of JSON; SQLite's has no true and false."""
-    # By position: _make and _replace take longer than reading the row.
-    return Claimed(
-        row[0], row[1], row[2], row[3], row[4], bool(row[5]), row[6],
-        as_moment(datetime.fromisoformat(row[7])), row[8], row[9], row[10] or {}, row[11], row[12],
-    )  # fmt: skip
-
-
-def _move_waiting(
-    rows: Sequence[tuple[Claimed, DeliveryStatus]],
-    target: DeliveryStatus,
-    lease: Lease,
-    now: datetime,
-    tally: Tally,
-) -> None:
-    """Rows that this transaction has locked in a waiting state."""
-    if not rows:
-        return
-    changes, values = "claim_key = %s", [lease.claim_key]
-    if target is _S.SUPPRESSED:
-        changes, values = "settled_at = %s, reply = ''", [as_parameter(now)]
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"UPDATE {Delivery._meta.db_table} SET status = '{target.value}', {changes}"
-            f" WHERE {among('id', [claimed.id for claimed, _status in rows])}"
-            f" AND status IN ('{_S.QUEUED.value}', '{_S.DEFERRED.value}')",
-            values,
-        )
-    for (campaign_id, is_test, status), count in Counter(
-        (claimed.campaign_id, claimed.is_test, status) for claimed, status in rows
-    ).items():
-        tally.add(campaign_id, is_test, status, target, count)
-
-
-def next_due(campaign_ids: Sequence[int], names: Sequence[str]) -> datetime | None:
-    """When the next waiting letter of these campaigns, or test letter for a provider of these
-    names, is due; None without one."""
-    waiting = Delivery.objects.filter(status__in=[_S.QUEUED, _S.DEFERRED])
-    # Without is_open, as where they are claimed.
-    tests = waiting.filter(is_test=True, campaign__provider__in=names)
-    moments = [tests.aggregate(due=Min("due_at"))["due"]]
-    in_order = waiting.filter(is_open=True, is_test=False).order_by("campaign_id", "due_at", "id")
-    with in_order_of_an_index():
-        for campaign_id in campaign_ids:
-            of_one = in_order.filter(campaign_id=campaign_id)
-            moments.append(of_one.values_list("due_at", flat=True).first())
-    return min((moment for moment in moments if moment is not None), default=None)
 
 
 # ------------------------------------------------------------------------------ a worker's moves
@@ -555,24 +329,8 @@ def release(lease: Lease) -> int:
 def holds(claim_key: int) -> bool:
     """Whether any letter is still claimed or on its way under this key."""
     with transaction.atomic():
-        _forget_claims(claim_key)
+        forget_claims(claim_key)
         return Claim.objects.filter(claim_key=claim_key).exists()
-
-
-def _note_claim(lease: Lease, ids: Sequence[int]) -> None:
-    """The last letter first: it is the last to leave, and _forget_claims finds it at once."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"INSERT INTO {Claim._meta.db_table} (claim_key, provider, delivery_ids)"
-            " VALUES (%s, %s, %s)",
-            [lease.claim_key, lease.provider, json.dumps(ids[::-1])],
-        )
-
-
-def _forget_claims(claim_key: int) -> None:
-    """Those of which nothing is in hand any more."""
-    with connection.cursor() as cursor:
-        cursor.execute(statements.FORGET[connection.vendor], [claim_key])
 
 
 # ---------------------------------------------------------------------------------- after a crash
@@ -798,45 +556,6 @@ def _as_json(sent: Sequence[Settled]) -> str:
 
 def _ids_of(settled: Sequence[Settled]) -> list[int]:
     return [claimed.id for claimed, _outcome, _settlement in settled]
-
-
-class Tally:
-    """The moves of one transaction, as changes of the campaigns' totals. Written once, at its end:
-    that row is the one which a worker's transactions all touch."""
-
-    def __init__(self, shard: int) -> None:
-        self._shard = shard
-        self._changes: dict[int, Counter[str]] = {}
-
-    def add(self, campaign_id: int, is_test: bool, source: str, target: str, count: int) -> None:
-        """So many letters of a campaign moved; test letters are not counted."""
-        if not is_test:
-            counter = self._changes.setdefault(campaign_id, Counter())
-            counter[str(source)] -= count
-            counter[str(target)] += count
-
-    def moved(self, rows: Sequence[tuple[Any, ...]], source: str, target: str) -> None:
-        """Rows that begin with (id, campaign, is test letter)."""
-        for (campaign_id, is_test), count in Counter((row[1], row[2]) for row in rows).items():
-            self.add(campaign_id, is_test, source, target, count)
-
-    def write(self) -> None:
-        """In the order of ids: two transactions that touch the same campaigns must not deadlock."""
-        for campaign_id in sorted(self._changes):
-            changes = {name: by for name, by in self._changes[campaign_id].items() if by}
-            if changes and not self._update(campaign_id, changes):
-                CampaignTotals.add(campaign_id, self._shard, changes)
-
-    def _update(self, campaign_id: int, changes: Mapping[str, int]) -> int:
-        """In SQL: compiling F() expressions would take longer than the statement, in every wave."""
-        sums = ", ".join(f"{name} = {name} + %s" for name in changes)
-        with connection.cursor() as cursor:
-            cursor.execute(
-                f"UPDATE {CampaignTotals._meta.db_table} SET {sums}"
-                " WHERE campaign_id = %s AND shard = %s",
-                [*changes.values(), campaign_id, self._shard],
-            )
-            return cursor.rowcount
 
 
 def _update_returning(

@@ -20,7 +20,7 @@ from campaigns.signals import (
     waiting_asked,
 )
 from campaigns.states import CampaignStatus
-from delivery import alerts, coordinator, doubts, filling, groups, limits, queue
+from delivery import alerts, claiming, coordinator, doubts, filling, groups, limits
 from delivery.conf import delivery_settings
 from delivery.forecast import forecast_of
 from delivery.models import Alert, Delivery
@@ -79,7 +79,7 @@ def why_it_waits(sender: Any, campaign: Campaign, **kwargs: Any) -> str | None:
             "until": date_format(timezone.localtime(closed_until), "H:i:s"),
             "because": state.because,
         }
-    due = queue.next_due([campaign.pk], [campaign.provider])
+    due = claiming.next_due([campaign.pk], [campaign.provider])
     resend_at = coordinator.next_resend(campaign, delivery_settings().resend_after)
     if due is None and resend_at is not None and campaign.status == CampaignStatus.SENDING:
         return _("Letters in doubt are sent again at %(when)s, unless evidence comes.") % {

@@ -28,8 +28,9 @@ from typing import NamedTuple
 
 from django.db import InterfaceError, InternalError, OperationalError, transaction
 
-from delivery import groups, leases, limits, mailboxes, queue, resolution, slots
+from delivery import claiming, groups, leases, limits, mailboxes, queue, resolution, slots
 from delivery.bridge import Bridge
+from delivery.claiming import Claimed
 from delivery.clocks import Timer, database_now
 from delivery.composing import Letters, compose, letters_of
 from delivery.conf import DeliverySettings, ProviderSettings
@@ -52,7 +53,7 @@ from delivery.outcomes import (
     checked,
 )
 from delivery.providers.base import Confirms, KeepsConnections, Provider, ReportsFinalDot
-from delivery.queue import Claimed, Exchange
+from delivery.queue import Exchange
 from delivery.recorder import FlightRecorder, recording_path
 from delivery.session import Session
 from delivery.settlement import RetryPolicy, settle
@@ -459,14 +460,14 @@ class Worker:
         trouble, or nothing to claim."""
         assert self.lease is not None
         now = self.clock()
-        opening = await session.run(queue.opening(self.alias, self.names, now))
+        opening = await session.run(claiming.opening(self.alias, self.names, now))
         if opening is None:
             return None
         campaigns = list(opening.priorities.items())
         self.dice.shuffle(campaigns)
-        turns = queue.in_turn(dict(campaigns))
+        turns = claiming.in_turn(dict(campaigns))
         wanted = self.settings.cycle_batch_size
-        claims = await session.run(queue.claiming(self.lease, turns, wanted, now, self.names))
+        claims = await session.run(claiming.usual_claim(self.lease, turns, wanted, now, self.names))
         if not claims:
             return None
         unknown = [claimed for claimed in claims if claimed.edition_id not in self.letters]
@@ -629,10 +630,10 @@ class Worker:
         if not self._hold_lease(now):
             return Batch(lease_is_lost=True)
         self.state = limits.state_of(self.alias)
-        campaign_ids = queue.open_campaigns(self.names)
+        campaign_ids = claiming.open_campaigns(self.names)
         closed_until = limits.closed_until(self.state, now)
         if closed_until is not None:
-            due = queue.next_due(campaign_ids, self.names)
+            due = claiming.next_due(campaign_ids, self.names)
             return Batch(retry_at=closed_until if due is not None else None)
         if self.limits and (waits := self._nothing_due(campaign_ids, now)):
             return waits
@@ -648,7 +649,9 @@ class Worker:
         # Another order each time: the share that does not divide evenly goes round.
         self.dice.shuffle(campaign_ids)
         held = Held.of(self.state, self.settings.members_of, now)
-        claims = queue.claim(self.lease, campaign_ids, len(grant.not_before), now, self.names, held)
+        claims = claiming.claim(
+            self.lease, campaign_ids, len(grant.not_before), now, self.names, held
+        )
         if not claims:
             limits.settle(grant, [])
             # Suppressed, or other workers were faster: look again at once.
@@ -658,7 +661,7 @@ class Worker:
 
     def _nothing_due(self, campaign_ids: Sequence[int], now: datetime) -> Batch | None:
         """An empty batch that says when a letter will be due; None when one is."""
-        due = queue.next_due(campaign_ids, self.names)
+        due = claiming.next_due(campaign_ids, self.names)
         return Batch(retry_at=due) if due is None or due > now else None
 
     def _start_recorder(self) -> None:

@@ -13,7 +13,7 @@ import pytest
 from campaigns.addresses import address_key
 from campaigns.editions import freeze
 from campaigns.models import Campaign, CampaignTotals, MailingList, Subscriber, Subscription
-from delivery import coordinator, leases, queue
+from delivery import claiming, coordinator, leases, queue
 from delivery.conf import delivery_settings
 from delivery.leases import Lease
 from delivery.models import Delivery
@@ -181,11 +181,11 @@ def interfere(
 ) -> None:
     """Calls these around each "commit" or "claim" of a worker, whether its thread makes it or its
     session; what they raise, the move raises."""
-    in_thread, in_session = {
-        "commit": ("record_and_hand_over", "exchanging"),
-        "claim": ("claim", "claiming"),
+    module, in_thread, in_session = {
+        "commit": (queue, "record_and_hand_over", "exchanging"),
+        "claim": (claiming, "claim", "usual_claim"),
     }[move]
-    real_unit, real_run = getattr(queue, in_thread), Session.run
+    real_unit, real_run = getattr(module, in_thread), Session.run
 
     def unit(*arguments):
         before()
@@ -201,7 +201,7 @@ def interfere(
         after()
         return result
 
-    monkeypatch.setattr(queue, in_thread, unit)
+    monkeypatch.setattr(module, in_thread, unit)
     monkeypatch.setattr(Session, "run", run)
 
 

@@ -18,12 +18,12 @@ from django.utils.html import escape
 
 from campaigns.models import Campaign, CampaignTotals
 from delivery import limits, listing, mailboxes, slots
+from delivery.claiming import Claimed
 from delivery.clocks import database_now
 from delivery.composing import compose, letters_of
 from delivery.conf import delivery_settings
 from delivery.models import Delivery, ProviderState
 from delivery.providers.memory import MemoryProvider
-from delivery.queue import Claimed
 from tests.delivery.rows import a_campaign, a_letter, a_reader, an_attempt
 
 pytestmark = pytest.mark.django_db

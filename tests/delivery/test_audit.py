@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from bounces.models import Bounce, Kind, ReceivedMail
 from campaigns.models import Campaign, CampaignTotals, Subscription, Suppression
-from delivery import leases, queue
+from delivery import claiming, leases
 from delivery.audit import audit_campaign, audit_leases
 from delivery.models import Attempt, Delivery, Resolution, WorkerLease
 from delivery.outcomes import Accepted, Deferred, Phase, Rejected, Reply, Unconfirmed
@@ -111,7 +111,7 @@ def test_a_ledger_that_balances_passes_and_is_printed(varied):
 def test_a_running_campaign_balances_too(campaign, clock):
     leases.make_places("default", 3)
     lease = leases.take("default", 3, "host:1", clock(), timedelta(hours=1))
-    claims = queue.claim(lease, [campaign.pk], 6, clock())
+    claims = claiming.claim(lease, [campaign.pk], 6, clock())
     hand_over(lease, [claimed.id for claimed in claims[:3]], clock())
     assert found(campaign) == []
     assert audit_campaign(campaign.pk).open_letters == 12

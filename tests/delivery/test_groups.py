@@ -20,7 +20,7 @@ from django.utils import timezone
 from campaigns.addresses import address_key
 from campaigns.models import Subscriber, Subscription
 from campaigns.signals import waiting_asked
-from delivery import alerts, filling, groups, limits, queue
+from delivery import alerts, claiming, filling, groups, limits, queue
 from delivery.models import Alert, Delivery, GroupState, ProviderState, ReceivingDomain
 from delivery.outcomes import (
     Accepted,
@@ -485,12 +485,12 @@ def test_shares_and_priorities_hold_among_the_letters_that_may_leave(start, cloc
     worker = make_worker(clock)
     worker.lease = worker._take_lease()
     held = groups.Held.of(ProviderState.objects.get(alias="default"), lambda name: (name,), clock())
-    ids = queue.open_campaigns(worker.names)
-    first = queue.claim(worker.lease, ids, 21, clock(), worker.names, held)
+    ids = claiming.open_campaigns(worker.names)
+    first = claiming.claim(worker.lease, ids, 21, clock(), worker.names, held)
     # Somebody who asks for a test letter wants to see whether it is taken.
     assert [(c.rcpt_to, c.is_test) for c in first[:1]] == [("me@gmail.com", True)]
     assert {c.campaign_id for c in first[1:]} == {urgent.pk}
-    second = queue.claim(worker.lease, ids, 10, clock(), worker.names, held)
+    second = claiming.claim(worker.lease, ids, 10, clock(), worker.names, held)
     assert Counter(c.campaign_id for c in second) == {may.pk: 5, june.pk: 5}
     assert {domain_of(c.rcpt_to) for c in second} == {"other.example"}
 

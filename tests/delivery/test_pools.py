@@ -9,7 +9,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from campaigns.signals import waiting_asked
-from delivery import filling, limits, queue
+from delivery import claiming, filling, limits
 from delivery.conf import delivery_settings
 from delivery.models import Attempt, Delivery
 from delivery.outcomes import Accepted, Outcome, Phase, Reply, Unavailable
@@ -228,8 +228,8 @@ def test_fair_shares_priority_and_the_lane_of_test_letters_hold_in_a_pool(
     )
 
     def claimed(wanted):
-        ids = queue.open_campaigns(worker.names)
-        claims = queue.claim(worker.lease, ids, wanted, clock(), worker.names)
+        ids = claiming.open_campaigns(worker.names)
+        claims = claiming.claim(worker.lease, ids, wanted, clock(), worker.names)
         return [(claim.campaign_id, claim.is_test) for claim in claims]
 
     first = claimed(21)

@@ -10,7 +10,7 @@ from django.db import connection, connections
 
 from campaigns.models import Campaign, CampaignTotals, Subscriber, Subscription, Suppression
 from campaigns.states import CampaignStatus
-from delivery import filling, leases, queue, statements
+from delivery import claiming, filling, leases, queue, statements
 from delivery.models import Attempt, Claim, Delivery
 from delivery.outcomes import Accepted, Deferred, Phase, Rejected, Reply
 from delivery.settlement import Settlement
@@ -37,7 +37,7 @@ def other_lease(now, lease):
 
 
 def claim(lease, campaign, wanted, now):
-    return queue.claim(lease, [campaign.pk], wanted, now)
+    return claiming.claim(lease, [campaign.pk], wanted, now)
 
 
 # ---------------------------------------------------------------------------------- filling
@@ -123,7 +123,7 @@ def test_many_claimers_at_once_share_the_queue_without_overlap(mailing_list, clo
     def work(lease):
         try:
             taken = []
-            while claims := queue.claim(lease, [campaign.pk], 7, clock()):
+            while claims := claiming.claim(lease, [campaign.pk], 7, clock()):
                 taken += [claimed.id for claimed in claims]
             return taken
         finally:
@@ -138,7 +138,7 @@ def test_many_claimers_at_once_share_the_queue_without_overlap(mailing_list, clo
 def test_a_deferred_letter_is_not_claimed_before_it_is_due(campaign, lease, now):
     Delivery.objects.update(due_at=now + timedelta(minutes=5))
     assert claim(lease, campaign, 5, now) == []
-    assert queue.next_due([campaign.pk], ["default"]) == now + timedelta(minutes=5)
+    assert claiming.next_due([campaign.pk], ["default"]) == now + timedelta(minutes=5)
     assert len(claim(lease, campaign, 5, now + timedelta(minutes=5))) == 5
 
 
@@ -191,7 +191,7 @@ def test_a_wave_is_found_by_its_ids_however_much_the_worker_holds(campaign, leas
 def test_two_campaigns_get_a_fair_share(mailing_list, campaign, lease, clock):
     other = make_campaign(mailing_list, clock(), name="June")
     coordinate(clock)
-    claims = queue.claim(lease, [campaign.pk, other.pk], 10, clock())
+    claims = claiming.claim(lease, [campaign.pk, other.pk], 10, clock())
     assert Counter(c.campaign_id for c in claims) == {campaign.pk: 5, other.pk: 5}
 
 
@@ -200,10 +200,10 @@ def test_a_higher_priority_goes_first_and_equals_share(mailing_list, campaign, c
     equal = make_campaign(mailing_list, clock(), name="Equal")
     Campaign.objects.filter(pk__in=[urgent.pk, equal.pk]).update(priority=10)
     coordinate(clock)
-    claims = queue.claim(lease, queue.open_campaigns(["default"]), 8, clock())
+    claims = claiming.claim(lease, claiming.open_campaigns(["default"]), 8, clock())
     assert sorted({claimed.campaign_id for claimed in claims}) == [urgent.pk, equal.pk]
     assert [c.campaign_id for c in claims].count(urgent.pk) == 4
-    rest = queue.claim(lease, queue.open_campaigns(["default"]), 30, clock())
+    rest = claiming.claim(lease, claiming.open_campaigns(["default"]), 30, clock())
     assert [c.campaign_id for c in rest].count(campaign.pk) == 12
 
 
@@ -211,7 +211,7 @@ def test_what_one_campaign_cannot_use_the_other_gets(mailing_list, campaign, lea
     Delivery.objects.filter(pk__gt=Delivery.objects.order_by("pk")[1].pk).delete()
     other = make_campaign(mailing_list, clock(), name="June")
     coordinate(clock)
-    claims = queue.claim(lease, [campaign.pk, other.pk], 10, clock())
+    claims = claiming.claim(lease, [campaign.pk, other.pk], 10, clock())
     assert Counter(c.campaign_id for c in claims) == {campaign.pk: 2, other.pk: 8}
 
 

@@ -15,7 +15,7 @@ from django.db import connection, connections, transaction
 from django.db.utils import OperationalError
 
 from campaigns.models import Campaign, CampaignTotals, MailingList, Subscription, Suppression
-from delivery import coordinator, filling, groups, queue
+from delivery import claiming, coordinator, filling, groups, queue
 from delivery.leases import Lease
 from delivery.models import Claim, Delivery
 from delivery.outcomes import Accepted, Phase, Reply
@@ -65,8 +65,8 @@ def plans_of_reading_the_queue() -> Iterator[list[str]]:
 @pytest.mark.parametrize(
     "move",
     [
-        lambda campaign, lease, now: queue.claim(lease, [campaign.pk], 5, now),
-        lambda campaign, lease, now: queue.next_due([campaign.pk], ["default"]),
+        lambda campaign, lease, now: claiming.claim(lease, [campaign.pk], 5, now),
+        lambda campaign, lease, now: claiming.next_due([campaign.pk], ["default"]),
         lambda campaign, lease, now: queue.cancel_waiting(campaign.pk, 5, now),
         lambda campaign, lease, now: groups._move(campaign.pk, now, now),
     ],
@@ -91,7 +91,7 @@ def test_without_statistics_a_prepared_claim_does_not_look_among_all_either(
     mailing_list, lease, now
 ):
     campaign = without_statistics(mailing_list, now)
-    assert len(queue.claim(lease, [campaign.pk], 5, now)) == 5
+    assert len(claiming.claim(lease, [campaign.pk], 5, now)) == 5
     tests, _, firsts = plan_of("WITH tests").partition("CTE firsts")
     firsts, _, _ = firsts.partition("CTE due")
     assert "Index Scan using delivery_tests" in tests
@@ -182,7 +182,7 @@ def exchange(lease: Lease, campaign: Campaign, now: datetime, waves: Sequence[in
     """Claims and moves waves of these sizes, each with the outcomes of the one before."""
     settled: list[queue.Settled] = []
     for size in [*waves, 0]:
-        claims = queue.claim(lease, [campaign.pk], size, now) if size else []
+        claims = claiming.claim(lease, [campaign.pk], size, now) if size else []
         ids = [claimed.id for claimed in claims]
         assert sorted(queue.record_and_hand_over(lease, settled, [], ids, now)) == sorted(ids)
         settlement = Settlement(DeliveryStatus.SENT, OK)
@@ -272,8 +272,8 @@ def test_a_claim_brings_all_that_a_letter_needs(mailing_list, lease, now, either
     queued_at = now.replace(microsecond=120_000)
     assert filling.fill_page(campaign, 1, queued_at) == 1
     (letter,) = Delivery.objects.all()
-    (claimed,) = queue.claim(lease, [campaign.pk], 5, queued_at)
-    assert claimed == queue.Claimed(
+    (claimed,) = claiming.claim(lease, [campaign.pk], 5, queued_at)
+    assert claimed == claiming.Claimed(
         letter.pk, campaign.pk, campaign.edition_id, reader.pk, reader.email, False, 0, queued_at,
         "Zoë “Z” \\ Ünal", "de", attributes, "Weekly", "weekly",
     )  # fmt: skip
@@ -287,7 +287,7 @@ def test_a_claim_counts_what_it_moves(mailing_list, campaign, readers, lease, no
     CampaignTotals.add(campaign.pk, 0, {"queued": -3, "deferred": 3})
     Subscription.objects.filter(subscriber=letters[0].subscriber_id).update(status="unsubscribed")
     Suppression.objects.create(address_key=letters[5].address_key)
-    claims = queue.claim(lease, [campaign.pk], 12, now)
+    claims = claiming.claim(lease, [campaign.pk], 12, now)
     assert [claimed.id for claimed in claims] == [
         letter.pk for letter in letters if letter not in (letters[0], letters[5])
     ]
@@ -307,14 +307,14 @@ def test_a_test_letter_goes_first_and_needs_no_campaign_that_sends(
     filling.queue_tests(
         campaign, campaign.edition_id, [("t@example.org", "t@example.org")], None, now
     )
-    claims = queue.claim(lease, [campaign.pk], 3, now)
+    claims = claiming.claim(lease, [campaign.pk], 3, now)
     assert [claimed.is_test for claimed in claims] == [True, False, False]
     assert (claims[0].subscriber_id, claims[0].attributes) == (0, {})
     assert CampaignTotals.of([campaign.pk])[campaign.pk]["claimed"] == 2
     filling.queue_tests(
         campaign, campaign.edition_id, [("u@example.org", "u@example.org")], None, now
     )
-    assert [claimed.rcpt_to for claimed in queue.claim(lease, [], 3, now)] == ["u@example.org"]
+    assert [claimed.rcpt_to for claimed in claiming.claim(lease, [], 3, now)] == ["u@example.org"]
 
 
 def test_campaigns_share_a_claim_either_way(mailing_list, campaign, lease, now, either_way):
@@ -324,7 +324,7 @@ def test_campaigns_share_a_claim_either_way(mailing_list, campaign, lease, now, 
         assert other.start(now)
         assert filling.fill_page(other, letters, now) == letters
     Campaign.objects.filter(pk=urgent.pk).update(priority=10)
-    claims = queue.claim(lease, [small.pk, campaign.pk, urgent.pk], 10, now)
+    claims = claiming.claim(lease, [small.pk, campaign.pk, urgent.pk], 10, now)
     assert Counter(claimed.campaign_id for claimed in claims) == {
         urgent.pk: 3, small.pk: 1, campaign.pk: 6,
     }  # fmt: skip
@@ -337,6 +337,8 @@ def test_what_another_worker_holds_is_passed_over_either_way(
         first = Delivery.objects.select_for_update().order_by("due_at", "pk")[:2]
         theirs = {letter.pk for letter in first}
         mine: list[int] = []
-        beside("1s", lambda: mine.extend(c.id for c in queue.claim(lease, [campaign.pk], 5, now)))
+        beside(
+            "1s", lambda: mine.extend(c.id for c in claiming.claim(lease, [campaign.pk], 5, now))
+        )
     assert len(mine) == 5
     assert not theirs & set(mine)

@@ -11,7 +11,7 @@ import pytest
 from django.db import connection, transaction
 
 from campaigns.models import CampaignTotals, Subscriber, Subscription, Suppression
-from delivery import filling, leases, limits, queue
+from delivery import claiming, filling, leases, limits, queue
 from delivery.clocks import Timer
 from delivery.models import Attempt, Delivery, WorkerLease
 from delivery.outcomes import (
@@ -23,7 +23,7 @@ from delivery.outcomes import (
     Unavailable,
 )
 from delivery.providers.memory import MemoryProvider
-from delivery.queue import SHARDS_OF_CLAIMS
+from delivery.tally import SHARDS_OF_CLAIMS
 from tests.delivery.conftest import (
     coordinate,
     delivery_to,
@@ -244,7 +244,7 @@ def test_a_letter_that_cannot_be_written_for_one_reader_stops_nobody_else(campai
 def test_an_unconfirmed_letter_is_not_sent_again_by_itself(campaign, clock):
     leases.make_places("default", 3)
     lease = leases.take("default", 3, "dead:1", clock(), timedelta(seconds=60))
-    claims = queue.claim(lease, [campaign.pk], 5, clock())
+    claims = claiming.claim(lease, [campaign.pk], 5, clock())
     hand_over(lease, [c.id for c in claims[:2]], clock())
     clock.advance(seconds=61)
     coordinate(clock)

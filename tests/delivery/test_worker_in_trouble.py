@@ -12,7 +12,7 @@ from random import Random
 import pytest
 from django.db import InternalError, OperationalError, connections
 
-from delivery import leases, queue, worker
+from delivery import claiming, leases, queue, worker
 from delivery.audit import audit_campaign
 from delivery.composing import _letter
 from delivery.models import Delivery, WorkerLease
@@ -243,7 +243,7 @@ def test_letters_in_the_hands_of_nobody_go_back_or_into_doubt(campaign, clock, t
     leases.make_places("default", 3)
     frozen = leases.take("default", 3, "host:1", clock(), timedelta(seconds=60))
     leases.give_back(frozen)  # another host took it for dead
-    claims = queue.claim(frozen, [campaign.pk], 5, clock())
+    claims = claiming.claim(frozen, [campaign.pk], 5, clock())
     hand_over(frozen, [claims[0].id], clock())
     coordinate(clock, tmp_path)
     assert statuses(campaign) == {"queued": 11, "unconfirmed": 1}
@@ -256,7 +256,7 @@ def test_what_one_dead_worker_left_keeps_the_coordinator_from_nothing_else(
     leases.make_places("default", 3)
     for number in range(2):
         lease = leases.take("default", 3, f"host:{number}", clock(), timedelta(seconds=60))
-        queue.claim(lease, [campaign.pk], 5, clock())
+        claiming.claim(lease, [campaign.pk], 5, clock())
     real = queue.release
 
     def fail_for_the_first(lease):

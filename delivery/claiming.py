@@ -1,0 +1,270 @@
+"""Which letters a worker takes from the queue: QUEUED or DEFERRED -> CLAIMED, in SQL.
+
+A claim is one transaction, or on PostgreSQL usually one prepared statement for each campaign, and
+keeps CampaignTotals in it. Rows that another worker has locked are passed over (SKIP LOCKED);
+SQLite ignores that, but its transactions are IMMEDIATE, so there a claim is alone anyway.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from django.db import connection, transaction
+from django.db.models import Min
+
+from campaigns.models import Campaign
+from delivery import statements
+from delivery.groups import Held
+from delivery.leases import Lease
+from delivery.models import Claim, Delivery
+from delivery.sql import (
+    Statement,
+    Steps,
+    among,
+    as_moment,
+    as_parameter,
+    in_order_of_an_index,
+    keeps_statements,
+    run_prepared,
+)
+from delivery.states import DeliveryStatus
+from delivery.tally import SHARDS_OF_CLAIMS, Tally
+
+_S = DeliveryStatus
+
+
+class Claimed(NamedTuple):
+    """A claimed delivery with all that its letter needs."""
+
+    id: int
+    campaign_id: int
+    edition_id: int
+    subscriber_id: int
+    rcpt_to: str
+    is_test: bool
+    attempts: int
+    queued_at: datetime
+    name: str
+    language: str
+    attributes: Mapping[str, Any]
+    list_name: str
+    list_label: str
+
+
+def open_campaigns(names: Sequence[str]) -> list[int]:
+    """The campaigns that may send now through a provider of these names."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            statements.OPEN_CAMPAIGNS.format(names=", ".join(["%s"] * len(names))), list(names)
+        )
+        return [row[0] for row in cursor.fetchall()]
+
+
+def opening(alias: str, names: Sequence[str], now: datetime) -> Steps[Opening | None]:
+    """What ``usual_claim`` needs to know; None where the usual claim will not do: the provider is
+    unknown, closed or has failed, or holds a group. PostgreSQL only."""
+    parameters = {"alias": alias, "names": json.dumps(list(names)), "now": now}
+    answer = yield Statement(statements.OPENING, parameters)
+    if answer is None:
+        return None
+    groups_held, priorities = answer
+    return Opening(groups_held, dict(priorities or ()))
+
+
+class Opening(NamedTuple):
+    """An open provider: its count of held groups, and the priority of each of its campaigns."""
+
+    groups_held: int
+    priorities: dict[int, int]
+
+
+def claim(
+    lease: Lease,
+    campaign_ids: Sequence[int],
+    wanted: int,
+    now: datetime,
+    names: Sequence[str] = (),
+    held: Held | None = None,
+) -> list[Claimed]:
+    """Claims up to ``wanted`` due letters under this lease: test letters first, then the campaigns
+    by their priority, with a fair share of each among equals. A reader who has meanwhile
+    unsubscribed or was suppressed is SUPPRESSED by the same transaction that would have claimed
+    the letter. ``names``: those by which test letters name the provider; its alias where none are
+    given. ``held``: groups of domains whose letters stay; test letters go to them all the same.
+    """
+    names = names or [lease.provider]
+    if held is None and keeps_statements() and not connection.in_atomic_block:
+        return run_prepared(usual_claim(lease, _in_turn(campaign_ids), wanted, now, names))
+    with transaction.atomic():
+        of_tests = statements.DUE_TESTS.format(names=", ".join(["%s"] * len(names)))
+        rows = _lock_due(of_tests, list(names), wanted, now)
+        for campaign_id, left in _in_turn(campaign_ids):
+            share = -(-(wanted - len(rows)) // left)
+            if share > 0 and held is None:
+                rows += _lock_first(campaign_id, share, now)
+            elif share > 0 and held is not None:
+                rows += _lock_free(campaign_id, share, held, now)
+        stay = [(claimed, status) for claimed, status, is_wanted in rows if is_wanted]
+        unwanted = [(claimed, status) for claimed, status, is_wanted in rows if not is_wanted]
+        tally = Tally(SHARDS_OF_CLAIMS + lease.slot)
+        _move_waiting(unwanted, _S.SUPPRESSED, lease, now, tally)
+        _move_waiting(stay, _S.CLAIMED, lease, now, tally)
+        if stay:
+            forget_claims(lease.claim_key)
+            _note_claim(lease, [claimed.id for claimed, _status in stay])
+        tally.write()
+    return [claimed for claimed, _status in stay]
+
+
+def usual_claim(
+    lease: Lease,
+    turns: Sequence[tuple[int, int]],
+    wanted: int,
+    now: datetime,
+    names: Sequence[str],
+) -> Steps[list[Claimed]]:
+    """The usual claim: a statement and a commit for each campaign, until there are enough. Each is
+    whole by itself. PostgreSQL only, and where no group is held. ``turns``: of in_turn."""
+    claims: list[Claimed] = []
+    nobodys: list[tuple[int | None, int]] = [(None, 1)]
+    for campaign_id, left in turns or nobodys:
+        share = -(-(wanted - len(claims)) // left)
+        if share <= 0:
+            break
+        parameters = {
+            "names": json.dumps(list(names)),
+            "campaign": campaign_id,
+            "now": now,
+            "wanted": share,
+            "key": lease.claim_key,
+            "provider": lease.provider,
+            "shard": SHARDS_OF_CLAIMS + lease.slot,
+        }
+        answer = yield Statement(statements.CLAIM, parameters)
+        assert answer is not None
+        claims += map(_claimed, json.loads(answer[0]))
+    return claims
+
+
+def in_turn(priorities: Mapping[int, int]) -> list[tuple[int, int]]:
+    """The campaigns in the order in which they may claim, the highest priority first and equals as
+    they come; with each how many of its priority have not had their share, itself included."""
+    left = Counter(priorities.values())
+    turns = []
+    # Stable: equals stay in their order.
+    for campaign_id in sorted(priorities, key=lambda pk: priorities[pk], reverse=True):
+        turns.append((campaign_id, left[priorities[campaign_id]]))
+        left[priorities[campaign_id]] -= 1
+    return turns
+
+
+def _in_turn(campaign_ids: Sequence[int]) -> list[tuple[int, int]]:
+    priorities = dict.fromkeys(campaign_ids, 0)
+    if len(campaign_ids) > 1:
+        known = Campaign.objects.filter(pk__in=campaign_ids).order_by()
+        priorities.update(known.values_list("pk", "priority"))
+    return in_turn(priorities)
+
+
+def _lock_first(
+    campaign_id: int, limit: int, now: datetime
+) -> list[tuple[Claimed, DeliveryStatus, bool]]:
+    with in_order_of_an_index():
+        return _lock_due(statements.DUE_OF_A_CAMPAIGN, [campaign_id], limit, now)
+
+
+def _lock_free(
+    campaign_id: int, limit: int, held: Held, now: datetime
+) -> list[tuple[Claimed, DeliveryStatus, bool]]:
+    """As _lock_first, without the letters to groups that are held."""
+    free = held.free_letters(campaign_id, limit, now)
+    if not free:
+        return []
+    return _lock_due(
+        statements.DUE_OF_THESE.format(ids=among("d.id", free)), [campaign_id], limit, now
+    )
+
+
+def _lock_due(
+    sql: str, which: list[Any], limit: int, now: datetime
+) -> list[tuple[Claimed, DeliveryStatus, bool]]:
+    """Due rows, locked: the claim, the state, and whether the letter is still wanted."""
+    if connection.vendor == "postgresql":
+        sql += " FOR UPDATE OF d SKIP LOCKED"
+    with connection.cursor() as cursor:
+        cursor.execute(
+            statements.DUE_AS_JSON[connection.vendor].format(due=sql),
+            [*which, as_parameter(now), limit],
+        )
+        (due,) = cursor.fetchone()
+    return [(_claimed(row), DeliveryStatus(row[13]), bool(row[14])) for row in json.loads(due)]
+
+
+def _claimed(row: Sequence[Any]) -> Claimed:
+    """From a row of JSON; SQLite's has no true and false."""
+    # By position: _make and _replace take longer than reading the row.
+    return Claimed(
+        row[0], row[1], row[2], row[3], row[4], bool(row[5]), row[6],
+        as_moment(datetime.fromisoformat(row[7])), row[8], row[9], row[10] or {}, row[11], row[12],
+    )  # fmt: skip
+
+
+def _move_waiting(
+    rows: Sequence[tuple[Claimed, DeliveryStatus]],
+    target: DeliveryStatus,
+    lease: Lease,
+    now: datetime,
+    tally: Tally,
+) -> None:
+    """Rows that this transaction has locked in a waiting state."""
+    if not rows:
+        return
+    changes, values = "claim_key = %s", [lease.claim_key]
+    if target is _S.SUPPRESSED:
+        changes, values = "settled_at = %s, reply = ''", [as_parameter(now)]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"UPDATE {Delivery._meta.db_table} SET status = '{target.value}', {changes}"
+            f" WHERE {among('id', [claimed.id for claimed, _status in rows])}"
+            f" AND status IN ('{_S.QUEUED.value}', '{_S.DEFERRED.value}')",
+            values,
+        )
+    for (campaign_id, is_test, status), count in Counter(
+        (claimed.campaign_id, claimed.is_test, status) for claimed, status in rows
+    ).items():
+        tally.add(campaign_id, is_test, status, target, count)
+
+
+def next_due(campaign_ids: Sequence[int], names: Sequence[str]) -> datetime | None:
+    """When the next waiting letter of these campaigns, or test letter for a provider of these
+    names, is due; None without one."""
+    waiting = Delivery.objects.filter(status__in=[_S.QUEUED, _S.DEFERRED])
+    # Without is_open, as where they are claimed.
+    tests = waiting.filter(is_test=True, campaign__provider__in=names)
+    moments = [tests.aggregate(due=Min("due_at"))["due"]]
+    in_order = waiting.filter(is_open=True, is_test=False).order_by("campaign_id", "due_at", "id")
+    with in_order_of_an_index():
+        for campaign_id in campaign_ids:
+            of_one = in_order.filter(campaign_id=campaign_id)
+            moments.append(of_one.values_list("due_at", flat=True).first())
+    return min((moment for moment in moments if moment is not None), default=None)
+
+
+def _note_claim(lease: Lease, ids: Sequence[int]) -> None:
+    """The last letter first: it is the last to leave, and forget_claims finds it at once."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"INSERT INTO {Claim._meta.db_table} (claim_key, provider, delivery_ids)"
+            " VALUES (%s, %s, %s)",
+            [lease.claim_key, lease.provider, json.dumps(ids[::-1])],
+        )
+
+
+def forget_claims(claim_key: int) -> None:
+    """Forgets the claims under this key of which nothing is in hand any more."""
+    with connection.cursor() as cursor:
+        cursor.execute(statements.FORGET[connection.vendor], [claim_key])
