@@ -20,26 +20,21 @@ import signal
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
 
 from django.db import InterfaceError, InternalError, OperationalError, transaction
 
-from delivery import claiming, groups, leases, limits, mailboxes, queue, resolution, slots
+from delivery import groups, limits, mailboxes, queue, resolution, slots
+from delivery.batches import Batch, Batches, Turn
 from delivery.bridge import Bridge
-from delivery.claiming import Claimed
 from delivery.clocks import Timer, database_now
-from delivery.composing import Letters, compose, letters_of
+from delivery.composing import compose
 from delivery.conf import DeliverySettings, ProviderSettings
-from delivery.groups import Held
-from delivery.leases import Lease
 from delivery.ledger import Ledger, Result
-from delivery.limits import Grant
 from delivery.message import OutgoingMessage
-from delivery.models import ProviderState
 from delivery.outcomes import (
     Accepted,
     Deferred,
@@ -52,10 +47,10 @@ from delivery.outcomes import (
     Unconfirmed,
     checked,
 )
+from delivery.place import Place
 from delivery.providers.base import Confirms, KeepsConnections, Provider, ReportsFinalDot
 from delivery.queue import Exchange
 from delivery.recorder import FlightRecorder, recording_path
-from delivery.session import Session
 from delivery.settlement import RetryPolicy, settle
 
 logger = logging.getLogger(__name__)
@@ -87,32 +82,6 @@ class Slice:
     sent: int = 0
     wait_until: datetime | None = None
     lease_was_free: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What one claim brought: the claims in order, their letters, and the permits to send them.
-
-    ``answered``: the monotonic moments at which answers came, under limits.
-    """
-
-    claims: list[Claimed] = field(default_factory=list)
-    letters: Letters = field(default_factory=dict)
-    grant: Grant | None = None
-    # The provider's count of held groups before they were claimed.
-    groups_held: int = 0
-    answered: list[float] = field(default_factory=list)
-    # Why it is empty: when to ask again, None when nothing is waiting at all.
-    retry_at: datetime | None = None
-    lease_is_lost: bool = False
-
-
-class Turn(NamedTuple):
-    """A claimed letter in this worker's hands; ``permit``: its place in the batch."""
-
-    claimed: Claimed
-    batch: Batch
-    permit: int
 
 
 def holder_name() -> str:
@@ -153,7 +122,6 @@ class Worker:
         self.went_well = 0
         self.provider = provider
         self.clock = clock
-        self.limit_clock = limit_clock
         self.timer = timer or Timer()
         self.dice = dice
         self.holder = holder or holder_name()
@@ -164,8 +132,6 @@ class Worker:
         self.ready: deque[Turn] = deque()
         self.noted: dict[int, Turn] = {}
         self.ledger = Ledger()
-        # Of the editions of this slice, for claims that ask for nothing else.
-        self.letters: Letters = {}
         # An answer asked for silence: what is noted and has not left stays here, and goes back.
         self.is_silent = False
         self.kept_back: list[int] = []
@@ -180,11 +146,16 @@ class Worker:
         self.stopping = asyncio.Event()
         # After SIGTERM: when no answer is awaited any more, by the timer.
         self.give_up_at: float | None = None
-        self.lease: Lease | None = None
-        self.held_until: datetime | None = None
-        # The provider when we last looked; whether a note found less than was claimed.
-        self.state: ProviderState | None = None
-        self.has_missed = False
+        self.place = Place(settings, self.alias, self.holder, clock)
+        self.batches = Batches(
+            settings,
+            self.place,
+            self.limits,
+            clock=clock,
+            limit_clock=limit_clock,
+            timer=self.timer,
+            dice=dice,
+        )
         self.policy = RetryPolicy(settings.retry_after, settings.max_attempts, settings.max_age)
 
     # ------------------------------------------------------------------ the slice
@@ -192,8 +163,7 @@ class Worker:
     async def run_slice(self) -> Slice:
         """Works until the slice is over, nothing is due, or the provider closes."""
         async with Bridge() as bridge:
-            self.lease = await bridge.call(self._take_lease)
-            if self.lease is None:
+            if not await bridge.call(self._take_place):
                 return Slice(lease_was_free=False)
             heartbeat = asyncio.create_task(self._heartbeat(bridge))
             try:
@@ -227,7 +197,7 @@ class Worker:
         after that the place runs out."""
         for _attempt in range(2):
             try:
-                return await bridge.call(self._leave)
+                return await bridge.call(self.place.leave)
             except DATABASE_AWAY:
                 await self._database_is_away(bridge)
         return False
@@ -245,7 +215,7 @@ class Worker:
                 next_look = await self._look(bridge)
                 if not await self._hold_connections(bridge):
                     return Slice(self.sent, self.clock() + ALL_CONNECTIONS_HELD)
-                batch = await self._next_batch(bridge)
+                batch = await self.batches.next(bridge)
                 moments = [moment for moment in (batch.retry_at, next_look) if moment is not None]
                 if batch.claims:
                     await self._send_batch(bridge, claims, batch, end)
@@ -280,8 +250,7 @@ class Worker:
             return True
         if self.timer.ticks() < self.count_at:
             return True
-        assert self.lease is not None
-        key = self.lease.claim_key
+        key = self.place.lease.claim_key
         # A fair share at once, and one more each time while nobody else wants it.
         share = -(-self.connections.most // self.settings.workers_for(self.alias))
         wanted = min(max(share, self.held + 1), self.provider.connections)
@@ -333,7 +302,7 @@ class Worker:
                     self._take_up(more)
                     continue
                 if ahead is None and more_is_due and len(self.ready) < enough:
-                    ahead = asyncio.create_task(self._next_batch(claims))
+                    ahead = asyncio.create_task(self.batches.next(claims))
                     ahead.add_done_callback(lambda _batch: self.progress.set())
                 if self._is_worth_a_commit() or (waited_long and self._answered()):
                     await self._write(bridge)
@@ -348,7 +317,7 @@ class Worker:
                 # It failed here: no claim may come after the place was given back.
                 await asyncio.wait([ahead])
         await self._drop_ready(bridge)
-        await bridge.call(self._settle_permits, batch)
+        await bridge.call(self.batches.settle, batch)
         await bridge.call(self._tell_what_went_well)
 
     def _take_up(self, batch: Batch) -> None:
@@ -362,7 +331,7 @@ class Worker:
             return
         self.ready.clear()
         try:
-            await bridge.call(self._release)
+            await bridge.call(self.place.release)
             self.has_leftovers = False
         except DATABASE_AWAY:
             # First the letters in hand, whose commit is patient; then this again.
@@ -447,36 +416,6 @@ class Worker:
         else:
             self._forget(results, kept_back)
 
-    async def _next_batch(self, bridge: Bridge) -> Batch:
-        """The next claim: without a thread where it is the usual one."""
-        if bridge.session is not None and not self.limits and self._lease_is_recent(self.clock()):
-            batch = await self._usual_batch(bridge, bridge.session)
-            if batch is not None:
-                return batch
-        return await bridge.call(self._claim)
-
-    async def _usual_batch(self, bridge: Bridge, session: Session) -> Batch | None:
-        """The next claim of a provider without limits and without trouble; None where there is
-        trouble, or nothing to claim."""
-        assert self.lease is not None
-        now = self.clock()
-        opening = await session.run(claiming.opening(self.alias, self.names, now))
-        if opening is None:
-            return None
-        campaigns = list(opening.priorities.items())
-        self.dice.shuffle(campaigns)
-        turns = claiming.in_turn(dict(campaigns))
-        wanted = self.settings.cycle_batch_size
-        claims = await session.run(claiming.usual_claim(self.lease, turns, wanted, now, self.names))
-        if not claims:
-            return None
-        unknown = [claimed for claimed in claims if claimed.edition_id not in self.letters]
-        if unknown:
-            self.letters |= await bridge.call(letters_of, unknown)
-        grant = limits.no_limits(len(claims), now, self.timer.ticks)
-        self.state = None
-        return Batch(claims, self.letters, grant, opening.groups_held)
-
     async def _exchange(
         self,
         bridge: Bridge,
@@ -486,16 +425,15 @@ class Worker:
     ) -> set[int]:
         """One commit: without a thread where it is the usual one."""
         now = self.clock()
-        has_failed = self.state is not None and self.state.failures > 0
-        if bridge.session is None or unsent or has_failed or not self._lease_is_recent(now):
+        has_failed = self.batches.state is not None and self.batches.state.failures > 0
+        if bridge.session is None or unsent or has_failed or not self.place.is_certain(now):
             return await bridge.call(self._record_and_hand_over, results, wave, unsent)
         settled = self._settled(results, now)
         if not queue.all_accepted(settled):
             return await bridge.call(self._record_and_hand_over, results, wave, unsent)
-        assert self.lease is not None
         ids = [turn.claimed.id for turn in wave]
         groups_held = min((turn.batch.groups_held for turn in wave), default=None)
-        exchange = Exchange(self.lease, settled, ids, now, groups_held)
+        exchange = Exchange(self.place.lease, settled, ids, now, groups_held)
         exchanged = await bridge.session.run(queue.exchanging(exchange))
         if not queue.is_whole(exchange, exchanged):
             await bridge.call(queue.make_up, exchange, exchanged)
@@ -585,7 +523,7 @@ class Worker:
 
     async def _outcome_of(self, message: OutgoingMessage) -> Outcome:
         # Asked anew after composing: the last thing before the letter leaves.
-        if self.held_until is not None and self.clock() >= self.held_until:
+        if self.place.ran_out(self.clock()):
             # The lease ran out unnoticed (a stopped machine): somebody may have reclaimed this
             # letter as doubtful, and a second copy must not leave.
             text = "The worker's lease had run out before the letter left."
@@ -612,64 +550,19 @@ class Worker:
 
     # ------------------------------------------------------------------ units of work (sync)
 
-    def _take_lease(self) -> Lease | None:
-        now = self.clock()
-        places = self.settings.workers_for(self.alias)
-        leases.make_places(self.alias, places)
-        lease = leases.take(self.alias, places, self.holder, now, self.settings.lease)
-        if lease is not None:
-            self.held_until = now + self.settings.lease
-            if self.connections is not None:
-                slots.make(self.connections)
-        return lease
-
-    def _claim(self) -> Batch:
-        """Limits first, then rows: a permit is wasted rather than a limit broken."""
-        assert self.lease is not None
-        now = self.clock()
-        if not self._hold_lease(now):
-            return Batch(lease_is_lost=True)
-        self.state = limits.state_of(self.alias)
-        campaign_ids = claiming.open_campaigns(self.names)
-        closed_until = limits.closed_until(self.state, now)
-        if closed_until is not None:
-            due = claiming.next_due(campaign_ids, self.names)
-            return Batch(retry_at=closed_until if due is not None else None)
-        if self.limits and (waits := self._nothing_due(campaign_ids, now)):
-            return waits
-        grant = limits.take(
-            self.limits,
-            self.settings.cycle_batch_size,
-            self.lease.claim_key,
-            self.limit_clock,
-            self.timer.ticks,
-        )
-        if not grant.not_before:
-            return Batch(retry_at=grant.retry_at)
-        # Another order each time: the share that does not divide evenly goes round.
-        self.dice.shuffle(campaign_ids)
-        held = Held.of(self.state, self.settings.members_of, now)
-        claims = claiming.claim(
-            self.lease, campaign_ids, len(grant.not_before), now, self.names, held
-        )
-        if not claims:
-            limits.settle(grant, [])
-            # Suppressed, or other workers were faster: look again at once.
-            pause = groups.PATIENCE if held is not None and held.left_to_others else timedelta(0)
-            return self._nothing_due(campaign_ids, now) or Batch(retry_at=now + pause)
-        return Batch(claims, letters_of(claims), grant, self.state.groups_held)
-
-    def _nothing_due(self, campaign_ids: Sequence[int], now: datetime) -> Batch | None:
-        """An empty batch that says when a letter will be due; None when one is."""
-        due = claiming.next_due(campaign_ids, self.names)
-        return Batch(retry_at=due) if due is None or due > now else None
+    def _take_place(self) -> bool:
+        is_free = self.place.take()
+        if is_free and self.connections is not None:
+            slots.make(self.connections)
+        return is_free
 
     def _start_recorder(self) -> None:
-        if self.recorders is None or self.lease is None:
+        if self.recorders is None:
             return
+        key = self.place.lease.claim_key
         self.recorder = FlightRecorder(
-            recording_path(self.recorders, self.lease.claim_key),
-            self.lease.claim_key,
+            recording_path(self.recorders, key),
+            key,
             wire=self.settings.send_batch_size,
             outcomes=self.settings.send_batch_size,
         )
@@ -683,13 +576,12 @@ class Worker:
 
         ``unsent``: letters whose note may or may not have been committed and that never left.
         """
-        assert self.lease is not None
         now = self.clock()
         settled = self._settled(results, now)
         trouble = Ledger.trouble(results)
         if Ledger.any_accepted(results):
             self.is_on_probation = False
-        if not self._hold_lease(now) or trouble is not None:
+        if not self.place.hold(now) or trouble is not None:
             wave = ()
         of_groups = [
             (claimed.rcpt_to, outcome)
@@ -697,7 +589,7 @@ class Worker:
             if isinstance(outcome, Deferred) and outcome.throttle is not None
         ]
         # The claim beside this may read it anew.
-        state = self.state
+        state = self.batches.state
         has_recovered = state is not None and state.failures > 0
         with contextlib.ExitStack() as stack:
             if trouble is not None or has_recovered or of_groups:
@@ -710,7 +602,7 @@ class Worker:
                 limits.works_again(state)
                 state.failures = 0
             moved = queue.record_and_hand_over(
-                self.lease,
+                self.place.lease,
                 settled,
                 unsent,
                 [turn.claimed.id for turn in wave],
@@ -723,7 +615,7 @@ class Worker:
     def _committed(
         self, results: Sequence[Result], wave: Sequence[Turn], moved: Sequence[int]
     ) -> None:
-        self.has_missed = len(moved) < len(wave)
+        self.place.is_doubtful = len(moved) < len(wave)
         if self.recorder is not None:
             self.recorder.committed(result.reference for result in results)
         accepted = sum(isinstance(result.outcome, Accepted) for result in results)
@@ -763,48 +655,6 @@ class Worker:
             settled.append((claimed, result.outcome, settlement))
         return settled
 
-    def _release(self) -> None:
-        assert self.lease is not None
-        with transaction.atomic():
-            queue.release(self.lease)
-
-    def _settle_permits(self, batch: Batch) -> None:
-        assert batch.grant is not None
-        limits.settle(batch.grant, batch.answered)
-
-    def _leave(self) -> bool:
-        """Gives back what is only claimed, and the place, unless letters are still SENDING (their
-        outcomes could not be written): then the place runs out, and reclaim finds them. Whether
-        it gave it back."""
-        assert self.lease is not None
-        self._release()
-        slots.give_back(self.lease.claim_key)
-        if queue.holds(self.lease.claim_key):
-            return False
-        leases.give_back(self.lease)
-        return True
-
-    def _hold_lease(self, now: datetime) -> bool:
-        """Whether the lease is ours; asked anew from time to time, and after a row that should have
-        been ours was not. Every row is fenced by the claim key, so no wave needs to ask."""
-        return self._lease_is_recent(now) or self._renew()
-
-    def _lease_is_recent(self, now: datetime) -> bool:
-        is_recent = (
-            self.held_until is not None and self.held_until - now > self.settings.lease * 5 / 6
-        )
-        return is_recent and not self.has_missed
-
-    def _renew(self) -> bool:
-        assert self.lease is not None
-        now = self.clock()
-        if leases.renew(self.lease, now, self.settings.lease):
-            self.held_until = now + self.settings.lease
-            return True
-        # From this moment on: somebody may have called its letters doubtful.
-        self.held_until = now
-        return False
-
     # ------------------------------------------------------------------ signals and time
 
     async def _heartbeat(self, bridge: Bridge) -> None:
@@ -812,7 +662,7 @@ class Worker:
         while True:
             await asyncio.sleep(self.settings.lease.total_seconds() / 3)
             try:
-                if not await bridge.call(self._renew):
+                if not await bridge.call(self.place.renew):
                     self.stopping.set()
             except Exception:
                 # A database that is away: the lease may run out, and _send looks at it.

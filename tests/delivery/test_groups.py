@@ -152,20 +152,20 @@ def test_a_group_that_wants_a_pause_gets_it_and_the_others_flow(start, clock):
 def test_a_letter_that_was_claimed_before_the_pause_does_not_leave(start, clock):
     start(gmail_com=12)
     worker = make_worker(clock)
-    worker.lease = worker._take_lease()
-    batch = worker._claim()
+    assert worker.place.take()
+    batch = worker.batches.claim()
     ids = [claimed.id for claimed in batch.claims]
     assert len(ids) == 10
     groups.hold("default", [("else@gmail.com", PAUSE)], clock())
     held = batch.groups_held
-    assert queue.record_and_hand_over(worker.lease, [], [], ids, clock(), held) == []
+    assert queue.record_and_hand_over(worker.place.lease, [], [], ids, clock(), held) == []
     assert at("gmail.com", status="queued") == 12
-    assert worker._claim().claims == []
+    assert worker.batches.claim().claims == []
     # Whoever claims after that is told nothing of the past.
     clock.advance(minutes=31)
-    batch = worker._claim()
+    batch = worker.batches.claim()
     ids = [claimed.id for claimed in batch.claims]
-    assert queue.record_and_hand_over(worker.lease, [], [], ids, clock(), batch.groups_held)
+    assert queue.record_and_hand_over(worker.place.lease, [], [], ids, clock(), batch.groups_held)
 
 
 def test_another_workers_pause_is_obeyed_within_a_wave(start, clock):
@@ -189,8 +189,8 @@ def test_another_workers_pause_is_obeyed_within_a_wave(start, clock):
 def claim_all(clock) -> Worker:
     """A worker that has claimed, and holds, all that is due."""
     worker = make_worker(clock)
-    worker.lease = worker._take_lease()
-    while worker._claim().claims:
+    assert worker.place.take()
+    while worker.batches.claim().claims:
         pass
     return worker
 
@@ -393,7 +393,7 @@ def test_a_person_opens_a_group_and_its_letters_come_behind_those_that_wait(star
     campaign = start(gmail_com=20, other_example=20)
     groups.hold("default", [("x@gmail.com", PAUSE)], clock())
     worker = claim_all(clock)
-    worker._release()
+    worker.place.release()
     assert at("gmail.com", due_at__gt=clock()) == 20
     clock.advance(minutes=1)
     assert groups.resume(the_group(), clock())
@@ -401,7 +401,7 @@ def test_a_person_opens_a_group_and_its_letters_come_behind_those_that_wait(star
     coordinate(clock)
     assert at("gmail.com", due_at=clock()) == 20
     assert the_group().call_back is None
-    worker._leave()
+    worker.place.leave()
     run_slice(clock)
     assert taken() == ["other.example"] * 20 + ["gmail.com"] * 20
     assert statuses(campaign) == {"sent": 40}
@@ -483,14 +483,14 @@ def test_shares_and_priorities_hold_among_the_letters_that_may_leave(start, cloc
         june, june.editions.get().pk, [("me@gmail.com", "me@gmail.com")], None, clock()
     )
     worker = make_worker(clock)
-    worker.lease = worker._take_lease()
+    assert worker.place.take()
     held = groups.Held.of(ProviderState.objects.get(alias="default"), lambda name: (name,), clock())
     ids = claiming.open_campaigns(worker.names)
-    first = claiming.claim(worker.lease, ids, 21, clock(), worker.names, held)
+    first = claiming.claim(worker.place.lease, ids, 21, clock(), worker.names, held)
     # Somebody who asks for a test letter wants to see whether it is taken.
     assert [(c.rcpt_to, c.is_test) for c in first[:1]] == [("me@gmail.com", True)]
     assert {c.campaign_id for c in first[1:]} == {urgent.pk}
-    second = claiming.claim(worker.lease, ids, 10, clock(), worker.names, held)
+    second = claiming.claim(worker.place.lease, ids, 10, clock(), worker.names, held)
     assert Counter(c.campaign_id for c in second) == {may.pk: 5, june.pk: 5}
     assert {domain_of(c.rcpt_to) for c in second} == {"other.example"}
 
@@ -509,13 +509,13 @@ def test_another_member_of_a_pool_takes_the_letters_of_a_group_that_one_holds(te
     campaign = start(provider="team", gmail_com=20, other_example=5)
     groups.hold("a", [("x@gmail.com", PAUSE)], clock())
     worker = make_worker(clock, alias="a")
-    worker.lease = worker._take_lease()
-    claims = worker._claim().claims
+    assert worker.place.take()
+    claims = worker.batches.claim().claims
     assert [domain_of(c.rcpt_to) for c in claims] == ["other.example"] * 5
     # The rest stays where it is, and is asked for again soon but not at once.
-    assert worker._claim().retry_at == clock() + groups.PATIENCE
+    assert worker.batches.claim().retry_at == clock() + groups.PATIENCE
     assert at("gmail.com", due_at__gt=clock()) == 0
-    worker._leave()
+    worker.place.leave()
     run_slice(clock, alias="b")
     assert statuses(campaign) == {"sent": 25}
 

@@ -222,14 +222,14 @@ def test_fair_shares_priority_and_the_lane_of_test_letters_hold_in_a_pool(
     equal = make_campaign(mailing_list, clock(), name="Equal", provider="a")
     coordinate(clock)
     worker = make_worker(clock, alias="a")
-    worker.lease = worker._take_lease()
+    assert worker.place.take()
     filling.queue_tests(
         equal, equal.editions.get().pk, [("me@example.org", "me@example.org")], None, clock()
     )
 
     def claimed(wanted):
         ids = claiming.open_campaigns(worker.names)
-        claims = claiming.claim(worker.lease, ids, wanted, clock(), worker.names)
+        claims = claiming.claim(worker.place.lease, ids, wanted, clock(), worker.names)
         return [(claim.campaign_id, claim.is_test) for claim in claims]
 
     first = claimed(21)

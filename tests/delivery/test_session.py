@@ -162,5 +162,5 @@ def test_a_usual_campaign_is_claimed_and_written_without_the_thread(campaign, cl
     assert "_record_and_hand_over" not in in_thread
     assert in_thread.count("letters_of") == 1
     # The first claim makes the provider's row, the last one sees that nothing is left.
-    assert in_thread.count("_claim") == 2
+    assert in_thread.count("claim") == 2
     assert threading.active_count() == 1

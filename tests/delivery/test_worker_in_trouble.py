@@ -14,7 +14,7 @@ from django.db import InternalError, OperationalError, connections
 
 from delivery import claiming, leases, queue, worker
 from delivery.audit import audit_campaign
-from delivery.composing import _letter
+from delivery.composing import _letter, letter_of
 from delivery.models import Delivery, WorkerLease
 from delivery.outcomes import Accepted, Deferred, Phase, Rejected, Reply, Unavailable, Unconfirmed
 from delivery.providers.memory import MemoryProvider
@@ -220,7 +220,7 @@ def test_an_edition_that_cannot_be_compiled_stops_no_other_campaign(
 ):
     other = make_campaign(mailing_list, clock(), name="June")
     coordinate(clock)
-    real = worker.letters_of.__globals__["letter_of"]
+    real = letter_of
 
     def odd(edition):
         if edition.campaign_id == campaign.pk:

@@ -1,0 +1,155 @@
+"""What a worker claims: the letters of one claim, with the permits to send them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from random import Random
+from typing import NamedTuple
+
+from delivery import claiming, groups, limits
+from delivery.bridge import Bridge
+from delivery.claiming import Claimed
+from delivery.clocks import Timer
+from delivery.composing import Letters, letters_of
+from delivery.conf import DeliverySettings
+from delivery.groups import Held
+from delivery.limits import Grant
+from delivery.models import ProviderState
+from delivery.place import Place
+from delivery.rates import Limit
+from delivery.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one claim brought: the claims in order, their letters, and the permits to send them.
+
+    ``answered``: the monotonic moments at which answers came, under limits.
+    """
+
+    claims: list[Claimed] = field(default_factory=list)
+    letters: Letters = field(default_factory=dict)
+    grant: Grant | None = None
+    # The provider's count of held groups before they were claimed.
+    groups_held: int = 0
+    answered: list[float] = field(default_factory=list)
+    # Why it is empty: when to ask again, None when nothing is waiting at all.
+    retry_at: datetime | None = None
+    lease_is_lost: bool = False
+
+
+class Turn(NamedTuple):
+    """A claimed letter in this worker's hands; ``permit``: its place in the batch."""
+
+    claimed: Claimed
+    batch: Batch
+    permit: int
+
+
+class Batches:
+    """The claims of one worker. ``state``: the provider at the last claim; None where nothing was
+    to be known of it."""
+
+    def __init__(
+        self,
+        settings: DeliverySettings,
+        place: Place,
+        provider_limits: tuple[Limit, ...],
+        *,
+        clock: Callable[[], datetime],
+        limit_clock: Callable[[], datetime],
+        timer: Timer,
+        dice: Random,
+    ) -> None:
+        """``limit_clock`` is read under the locks of the limits: it must be the database's."""
+        self.state: ProviderState | None = None
+        self._settings = settings
+        self._place = place
+        self._names = settings.names_of(place.alias)
+        self._limits = provider_limits
+        self._clock = clock
+        self._limit_clock = limit_clock
+        self._timer = timer
+        self._dice = dice
+        # Of the editions of this slice, for claims that ask for nothing else.
+        self._letters: Letters = {}
+
+    async def next(self, bridge: Bridge) -> Batch:
+        """The next claim: without the thread where it is the usual one."""
+        if bridge.session is not None and not self._limits:
+            batch = await self._usual(bridge, bridge.session)
+            if batch is not None:
+                return batch
+        return await bridge.call(self.claim)
+
+    async def _usual(self, bridge: Bridge, session: Session) -> Batch | None:
+        """The next claim of a provider without limits and without trouble; None where there is
+        trouble, or nothing to claim."""
+        now = self._clock()
+        if not self._place.is_certain(now):
+            return None
+        opening = await session.run(claiming.opening(self._place.alias, self._names, now))
+        if opening is None:
+            return None
+        campaigns = list(opening.priorities.items())
+        self._dice.shuffle(campaigns)
+        turns = claiming.in_turn(dict(campaigns))
+        wanted = self._settings.cycle_batch_size
+        claims = await session.run(
+            claiming.usual_claim(self._place.lease, turns, wanted, now, self._names)
+        )
+        if not claims:
+            return None
+        unknown = [claimed for claimed in claims if claimed.edition_id not in self._letters]
+        if unknown:
+            self._letters |= await bridge.call(letters_of, unknown)
+        grant = limits.no_limits(len(claims), now, self._timer.ticks)
+        self.state = None
+        return Batch(claims, self._letters, grant, opening.groups_held)
+
+    def claim(self) -> Batch:
+        """Limits first, then rows: a permit is wasted rather than a limit broken."""
+        now = self._clock()
+        if not self._place.hold(now):
+            return Batch(lease_is_lost=True)
+        self.state = limits.state_of(self._place.alias)
+        campaign_ids = claiming.open_campaigns(self._names)
+        closed_until = limits.closed_until(self.state, now)
+        if closed_until is not None:
+            due = claiming.next_due(campaign_ids, self._names)
+            return Batch(retry_at=closed_until if due is not None else None)
+        if self._limits and (waits := self._nothing_due(campaign_ids, now)):
+            return waits
+        grant = limits.take(
+            self._limits,
+            self._settings.cycle_batch_size,
+            self._place.lease.claim_key,
+            self._limit_clock,
+            self._timer.ticks,
+        )
+        if not grant.not_before:
+            return Batch(retry_at=grant.retry_at)
+        # Another order each time: the share that does not divide evenly goes round.
+        self._dice.shuffle(campaign_ids)
+        held = Held.of(self.state, self._settings.members_of, now)
+        claims = claiming.claim(
+            self._place.lease, campaign_ids, len(grant.not_before), now, self._names, held
+        )
+        if not claims:
+            limits.settle(grant, [])
+            # Suppressed, or other workers were faster: look again at once.
+            pause = groups.PATIENCE if held is not None and held.left_to_others else timedelta(0)
+            return self._nothing_due(campaign_ids, now) or Batch(retry_at=now + pause)
+        return Batch(claims, letters_of(claims), grant, self.state.groups_held)
+
+    def _nothing_due(self, campaign_ids: Sequence[int], now: datetime) -> Batch | None:
+        """An empty batch that says when a letter will be due; None when one is."""
+        due = claiming.next_due(campaign_ids, self._names)
+        return Batch(retry_at=due) if due is None or due > now else None
+
+    def settle(self, batch: Batch) -> None:
+        """Its permits are done with: all its letters were answered, or go back."""
+        assert batch.grant is not None
+        limits.settle(batch.grant, batch.answered)
