@@ -339,7 +339,7 @@ class ProviderState(models.Model):
     # How often in a row it was unavailable; each doubles the pause.
     failures = models.PositiveIntegerField(default=0)
     # Until when a group of domains waits or is slow here; and a number that grows whenever one
-    # begins to: letters that were claimed before may not leave (queue._MAY_LEAVE).
+    # begins to: letters that were claimed before may not leave (statements.MAY_LEAVE).
     groups_held_until = models.DateTimeField(null=True)
     groups_held = models.PositiveBigIntegerField(default=0)
     # The moment for which a task is queued that starts workers again; one at a time.

@@ -1,9 +1,8 @@
-"""The queue's statements that are written by hand, as text: delivery/queue.py runs them.
+"""The queue's statements that are written by hand, as text: claiming.py and queue.py run them.
 
 By hand, not by the ORM, because compiling some of these takes as long as running them. Where a
 worker makes the same move all the time, PostgreSQL gets it as one statement, prepared once a
-connection: each round trip costs more than the server's work, for the database thread has to get
-the interpreter back from the event loop after it.
+connection: a round trip costs as much as the server's work.
 """
 
 from __future__ import annotations
