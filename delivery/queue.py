@@ -101,7 +101,7 @@ class Exchange(NamedTuple):
     def parameters(self) -> dict[str, Any]:
         return {
             "outcomes": _as_json(self.accepted),
-            "wave": json.dumps(list(self.wave)),
+            "wave": "{" + ",".join(map(str, self.wave)) + "}",
             "now": self.now,
             "key": self.lease.claim_key,
             "provider": self.lease.provider,

@@ -242,6 +242,5 @@ EXCHANGE = f"""
 # Planned once, it finds each letter by its id; so nothing needs to be named twice.
 EXCHANGE_PREPARED = EXCHANGE.format(
     sent="TRUE",
-    wave="id IN (SELECT CAST(value AS bigint)"
-    " FROM jsonb_array_elements_text(CAST(%(wave)s AS jsonb)))",
+    wave="id = ANY(CAST(%(wave)s AS bigint[]))",
 )
