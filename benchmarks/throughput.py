@@ -30,7 +30,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from delivery.coordinator import Start
@@ -98,7 +98,12 @@ def as_worker() -> None:
     sys.stdin.readline()
     started = time.process_time()
     over = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
+
+    def wait_for_the_end() -> None:
+        sys.stdin.read()
+        over.set()
+
+    threading.Thread(target=wait_for_the_end, daemon=True).start()
     while not over.is_set():
         if run_worker("default") in {"0 letters", "no place was free"}:
             over.wait(0.02)
@@ -265,7 +270,7 @@ def recorded(campaign_id: int) -> int:
     return Delivery.objects.filter(campaign_id=campaign_id, status__in=FINAL).count()
 
 
-def run(args: argparse.Namespace) -> dict[str, float | int | list[int]]:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """One run; the environment is set and Django is up."""
     from django.core.management import call_command
     from django.db import connection
@@ -333,7 +338,7 @@ def main() -> None:
         for name in ("filled_s", "worker_mb", "worker_us"):
             del result[name]
     if not args.json:
-        seconds = float(result["enqueue_s"]) + float(result["send_s"])
+        seconds = result["enqueue_s"] + result["send_s"]
         print(f"{result['recorded'] / seconds:,.0f} letters/s, filling included")
         print(f"peak memory of each worker: {memory} MB; CPU of the workers: {cpu} µs a letter")
     print(json.dumps(result))
