@@ -10,8 +10,7 @@ else in the bridge's thread with Django's ORM.
 from __future__ import annotations
 
 import contextlib
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from django.db import DEFAULT_DB_ALIAS, connections
 from psycopg import AsyncConnection, sql
@@ -59,17 +58,6 @@ class Session:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
 
 
 async def _connect() -> AsyncConnection[tuple[Any, ...]]:

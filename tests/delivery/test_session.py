@@ -33,8 +33,11 @@ def asking(*statements: str, **parameters: Any) -> Steps[list[Any]]:
 
 def in_session(use: Callable[[Session], Awaitable[Any]]) -> Any:
     async def run() -> Any:
-        async with Session() as session:
+        session = Session()
+        try:
             return await use(session)
+        finally:
+            await session.close()
 
     return asyncio.run(run())
 
@@ -122,8 +125,9 @@ def test_when_a_caller_is_cancelled_its_statement_does_not_go_on():
 
     async def waits(pid: int) -> bool:
         sql = "SELECT count(*) FROM pg_stat_activity WHERE pid = %(pid)s AND state = 'active'"
-        async with Session() as other:
-            (count,) = await other.run(asking(sql, pid=pid))
+        other = Session()
+        (count,) = await other.run(asking(sql, pid=pid))
+        await other.close()
         return bool(count)
 
     assert in_session(use)
