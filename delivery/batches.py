@@ -49,8 +49,7 @@ class Turn(NamedTuple):
 
 
 class Batches:
-    """The claims of one worker. ``state``: the provider at the last claim; None where nothing was
-    to be known of it."""
+    """The claims of one worker."""
 
     def __init__(
         self,
@@ -64,7 +63,8 @@ class Batches:
         dice: Random,
     ) -> None:
         """``limit_clock`` is read under the locks of the limits: it must be the database's."""
-        self.state: ProviderState | None = None
+        # The provider at the last claim; None where nothing was to be known of it.
+        self._state: ProviderState | None = None
         self._settings = settings
         self._place = place
         self._names = settings.names_of(place.alias)
@@ -75,6 +75,12 @@ class Batches:
         self._dice = dice
         # Of the editions of this slice, for claims that ask for nothing else.
         self._letters: Letters = {}
+
+    @property
+    def failing(self) -> ProviderState | None:
+        """The provider, where it had failed and not worked again when the last claim looked."""
+        state = self._state
+        return state if state is not None and state.failures > 0 else None
 
     async def next(self, bridge: Bridge) -> Batch:
         """The next claim: without the thread where it is the usual one."""
@@ -106,7 +112,7 @@ class Batches:
         if unknown:
             self._letters |= await bridge.call(letters_of, unknown)
         grant = limits.no_limits(len(claims), now, self._timer.ticks)
-        self.state = None
+        self._state = None
         return Batch(claims, self._letters, grant, opening.groups_held)
 
     def claim(self) -> Batch:
@@ -114,9 +120,9 @@ class Batches:
         now = self._clock()
         if not self._place.hold(now):
             return Batch(lease_is_lost=True)
-        self.state = limits.state_of(self._place.alias)
+        self._state = limits.state_of(self._place.alias)
         campaign_ids = claiming.open_campaigns(self._names)
-        closed_until = limits.closed_until(self.state, now)
+        closed_until = limits.closed_until(self._state, now)
         if closed_until is not None:
             due = claiming.next_due(campaign_ids, self._names)
             return Batch(retry_at=closed_until if due is not None else None)
@@ -133,7 +139,7 @@ class Batches:
             return Batch(retry_at=grant.retry_at)
         # Another order each time: the share that does not divide evenly goes round.
         self._dice.shuffle(campaign_ids)
-        held = Held.of(self.state, self._settings.members_of, now)
+        held = Held.of(self._state, self._settings.members_of, now)
         claims = claiming.claim(
             self._place.lease, campaign_ids, len(grant.not_before), now, self._names, held
         )
@@ -142,7 +148,7 @@ class Batches:
             # Suppressed, or other workers were faster: look again at once.
             pause = groups.PATIENCE if held is not None and held.left_to_others else timedelta(0)
             return self._nothing_due(campaign_ids, now) or Batch(retry_at=now + pause)
-        return Batch(claims, letters_of(claims), grant, self.state.groups_held)
+        return Batch(claims, letters_of(claims), grant, self._state.groups_held)
 
     def _nothing_due(self, campaign_ids: Sequence[int], now: datetime) -> Batch | None:
         """An empty batch that says when a letter will be due; None when one is."""

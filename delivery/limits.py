@@ -85,9 +85,9 @@ def take(
     (close_orphans). Without limits nothing is asked and everything is granted. ``ticks``: the
     holder's own seconds, that only grow.
     """
-    asked = ticks()
     if not limits:
         return no_limits(wanted, clock(), ticks)
+    asked = ticks()
     with transaction.atomic():
         _need_not_reach_the_disk_yet()
         buckets = _lock(limits)
@@ -106,7 +106,7 @@ def take(
     )
 
 
-def no_limits(wanted: int, now: datetime, ticks: Callable[[], float] = monotonic) -> Grant:
+def no_limits(wanted: int, now: datetime, ticks: Callable[[], float]) -> Grant:
     """So many permits of a provider without limits, at once."""
     moment = ticks()
     return Grant((), (now,) * wanted, None, now, moment, moment)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
-from django.db import transaction
-
 from delivery import leases, queue, slots
 from delivery.conf import DeliverySettings
 from delivery.leases import Lease
@@ -23,9 +21,9 @@ class Place:
         self, settings: DeliverySettings, alias: str, holder: str, clock: Callable[[], datetime]
     ) -> None:
         self.alias = alias
-        self.holder = holder
         # A row that should have been ours was not: the lease is asked for before the next move.
         self.is_doubtful = False
+        self._holder = holder
         self._settings = settings
         self._clock = clock
         self._lease: Lease | None = None
@@ -42,7 +40,7 @@ class Place:
         now = self._clock()
         places = self._settings.workers_for(self.alias)
         leases.make_places(self.alias, places)
-        self._lease = leases.take(self.alias, places, self.holder, now, self._settings.lease)
+        self._lease = leases.take(self.alias, places, self._holder, now, self._settings.lease)
         if self._lease is None:
             return False
         self._until = now + self._settings.lease
@@ -73,8 +71,7 @@ class Place:
 
     def release(self) -> None:
         """Gives back what is only claimed."""
-        with transaction.atomic():
-            queue.release(self.lease)
+        queue.release(self.lease)
 
     def leave(self) -> bool:
         """Gives back what is only claimed, and the place, unless letters are still SENDING (their

@@ -10,7 +10,7 @@ run on PostgreSQL and SQLite.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from delivery.claiming import Claimed, forget_claims
 from delivery.leases import Lease
 from delivery.message_ids import assigned_id, note_assigned
 from delivery.models import Attempt, Claim, Delivery, SuppressionDue, WorkerLease
-from delivery.outcomes import Outcome, Phase
+from delivery.outcomes import Accepted, Outcome, Phase
 from delivery.settlement import Settlement
 from delivery.sql import (
     Statement,
@@ -63,7 +63,7 @@ def record_and_hand_over(
         connection.vendor == "postgresql"
         and not unsent
         and not connection.in_atomic_block
-        and all_accepted(settled)
+        and all_accepted(outcome for _claimed, outcome, _settlement in settled)
     ):
         exchange = Exchange(lease, settled, wave, now, groups_held)
         keeps = keeps_statements()
@@ -80,12 +80,9 @@ def record_and_hand_over(
     return moved
 
 
-def all_accepted(settled: Sequence[Settled]) -> bool:
-    """Whether these outcomes are what an exchange writes: accepted, and no id was assigned."""
-    return all(
-        settlement.status is _S.SENT and not assigned_id(outcome)
-        for _claimed, outcome, settlement in settled
-    )
+def all_accepted(outcomes: Iterable[Outcome]) -> bool:
+    """Whether these are what an exchange writes: accepted, and no id was assigned."""
+    return all(isinstance(outcome, Accepted) and not assigned_id(outcome) for outcome in outcomes)
 
 
 class Exchange(NamedTuple):

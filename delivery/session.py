@@ -9,7 +9,6 @@ else in the bridge's thread with Django's ORM.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, TypeVar
 
 from django.db import DEFAULT_DB_ALIAS, connections
@@ -33,44 +32,34 @@ class Session:
         """Runs statements until the last one's answer was made use of. Django's errors, after which
         the connection is another: whether the last statement was committed is unknown then."""
         answer: tuple[Any, ...] | None = None
-        with connections[DEFAULT_DB_ALIAS].wrap_database_errors, contextlib.ExitStack() as stack:
-            stack.callback(self._forget)
-            if self._connection is None:
-                self._connection = await _connect()
-            try:
+        try:
+            with connections[DEFAULT_DB_ALIAS].wrap_database_errors:
+                cursor = (self._connection or await self._connect()).cursor()
                 while True:
-                    statement, parameters = steps.send(answer)
-                    cursor = self._connection.cursor()
+                    try:
+                        statement, parameters = steps.send(answer)
+                    except StopIteration as end:
+                        result: T = end.value
+                        return result
                     await cursor.execute(statement, parameters, prepare=True)
                     answer = await cursor.fetchone()
-            except StopIteration as end:
-                stack.pop_all()
-                result: T = end.value
-                return result
+        except BaseException:
+            await self.close()
+            raise
 
-    def _forget(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.pgconn.finish()
-
-    async def close(self) -> None:
-        """Ends the session."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.close()
-
-
-async def _connect() -> AsyncConnection[tuple[Any, ...]]:
-    django = connections[DEFAULT_DB_ALIAS]
-    options = django.get_connection_params()
-    for name in _DJANGOS_OWN:
-        options.pop(name, None)
-    connection = await AsyncConnection.connect(**options, autocommit=True)
-    try:
+    async def _connect(self) -> AsyncConnection[tuple[Any, ...]]:
+        django = connections[DEFAULT_DB_ALIAS]
+        options = django.get_connection_params()
+        for name in _DJANGOS_OWN:
+            options.pop(name, None)
+        connection = self._connection = await AsyncConnection.connect(**options, autocommit=True)
         if role := django.settings_dict["OPTIONS"].get("assume_role"):
             await connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(role)))
         await connection.execute(KEPT_PLANS)
-    except BaseException:
-        connection.pgconn.finish()
-        raise
-    return connection
+        return connection
+
+    async def close(self) -> None:
+        """Ends the session; another statement would begin a new one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()

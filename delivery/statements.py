@@ -43,15 +43,13 @@ def _totals(changes: dict[str, str]) -> str:
 _NAMES = "SELECT jsonb_array_elements_text(CAST(%(names)s AS jsonb))"
 # Each claim asks these two: compiling them would take longer than running them.
 STATE_OF_PROVIDER = f"SELECT * FROM {ProviderState._meta.db_table} WHERE alias = %s"
-OPEN_CAMPAIGNS = (
-    f"SELECT id FROM {_CAMPAIGNS} WHERE status = '{CampaignStatus.SENDING.value}'"
-    " AND provider IN ({names}) ORDER BY id"
-)
+_ARE_OPEN = f"c.status = '{CampaignStatus.SENDING.value}' AND c.provider IN ({{names}})"
+OPEN_CAMPAIGNS = f"SELECT c.id FROM {_CAMPAIGNS} c WHERE {_ARE_OPEN} ORDER BY c.id"
 # Both at once, of a provider about which a claim needs to know nothing more.
 OPENING = f"""
     SELECT p.groups_held, (
                SELECT json_agg(json_build_array(c.id, c.priority)) FROM {_CAMPAIGNS} c
-                WHERE c.status = '{CampaignStatus.SENDING.value}' AND c.provider IN ({_NAMES}))
+                WHERE {_ARE_OPEN.format(names=_NAMES)})
       FROM {ProviderState._meta.db_table} p
      WHERE p.alias = %(alias)s AND NOT p.stopped AND p.failures = 0
        AND (p.paused_until IS NULL OR p.paused_until <= %(now)s)

@@ -168,7 +168,7 @@ class Worker:
             heartbeat = asyncio.create_task(self._heartbeat(bridge))
             try:
                 self._start_recorder()
-                # Closed before the place is given back: no claim may come after that.
+                # So that commits do not wait for the next claim.
                 async with bridge.beside() as claims:
                     with self._graceful_stop():
                         return await self._work(bridge, claims)
@@ -416,31 +416,6 @@ class Worker:
         else:
             self._forget(results, kept_back)
 
-    async def _exchange(
-        self,
-        bridge: Bridge,
-        results: Sequence[Result],
-        wave: Sequence[Turn],
-        unsent: Sequence[int],
-    ) -> set[int]:
-        """One commit: without a thread where it is the usual one."""
-        now = self.clock()
-        has_failed = self.batches.state is not None and self.batches.state.failures > 0
-        if bridge.session is None or unsent or has_failed or not self.place.is_certain(now):
-            return await bridge.call(self._record_and_hand_over, results, wave, unsent)
-        settled = self._settled(results, now)
-        if not queue.all_accepted(settled):
-            return await bridge.call(self._record_and_hand_over, results, wave, unsent)
-        ids = [turn.claimed.id for turn in wave]
-        groups_held = min((turn.batch.groups_held for turn in wave), default=None)
-        exchange = Exchange(self.place.lease, settled, ids, now, groups_held)
-        exchanged = await bridge.session.run(queue.exchanging(exchange))
-        if not queue.is_whole(exchange, exchanged):
-            await bridge.call(queue.make_up, exchange, exchanged)
-        self.is_on_probation &= not results
-        self._committed(results, wave, exchanged.moved)
-        return set(exchanged.moved)
-
     async def _commit(
         self,
         bridge: Bridge,
@@ -456,13 +431,41 @@ class Worker:
         give_up = self.clock() + DATABASE_PATIENCE
         while True:
             try:
-                return await self._exchange(bridge, results, wave, unsent)
+                return await self._commit_once(bridge, results, wave, unsent)
             except DATABASE_AWAY:
                 await self._database_is_away(bridge)
                 if self.clock() >= give_up:
                     raise
                 unsent, wave = [*unsent, *(turn.claimed.id for turn in wave)], ()
                 await asyncio.sleep(DATABASE_PAUSE.total_seconds())
+
+    async def _commit_once(
+        self,
+        bridge: Bridge,
+        results: Sequence[Result],
+        wave: Sequence[Turn],
+        unsent: Sequence[int],
+    ) -> set[int]:
+        """One attempt: without the thread where it is the usual commit."""
+        now = self.clock()
+        if (
+            bridge.session is None
+            or unsent
+            or self.batches.failing is not None
+            or not self.place.is_certain(now)
+            or not queue.all_accepted(result.outcome for result in results)
+        ):
+            return await bridge.call(self._record_and_hand_over, results, wave, unsent)
+        ids = [turn.claimed.id for turn in wave]
+        groups_held = min((turn.batch.groups_held for turn in wave), default=None)
+        settled = self._settled(results, now)
+        exchange = Exchange(self.place.lease, settled, ids, now, groups_held)
+        exchanged = await bridge.session.run(queue.exchanging(exchange))
+        if not queue.is_whole(exchange, exchanged):
+            await bridge.call(queue.make_up, exchange, exchanged)
+        self.is_on_probation &= not results
+        self._committed(results, wave, exchanged.moved)
+        return set(exchanged.moved)
 
     # ------------------------------------------------------------------ on the wire
 
@@ -589,18 +592,17 @@ class Worker:
             if isinstance(outcome, Deferred) and outcome.throttle is not None
         ]
         # The claim beside this may read it anew.
-        state = self.batches.state
-        has_recovered = state is not None and state.failures > 0
+        failing = self.batches.failing
         with contextlib.ExitStack() as stack:
-            if trouble is not None or has_recovered or of_groups:
+            if trouble is not None or failing is not None or of_groups:
                 stack.enter_context(transaction.atomic())
             if of_groups:
                 groups.hold(self.alias, of_groups, now)
             if trouble is not None and self._needs_silence(trouble, results, now):
                 limits.pause(self.alias, trouble, now)
-            elif state is not None and has_recovered and Ledger.any_accepted(results):
-                limits.works_again(state)
-                state.failures = 0
+            elif failing is not None and Ledger.any_accepted(results):
+                limits.works_again(failing)
+                failing.failures = 0
             moved = queue.record_and_hand_over(
                 self.place.lease,
                 settled,

@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
+from django.db import connection
 
 from campaigns.addresses import address_key
 from campaigns.editions import freeze
@@ -19,6 +21,7 @@ from delivery.leases import Lease
 from delivery.models import Delivery
 from delivery.providers.memory import MemoryProvider
 from delivery.session import Session
+from delivery.sql import Statement, Steps
 from delivery.worker import Slice, Worker
 
 # The letter of a reader whose first name is Zero cannot be written.
@@ -207,6 +210,23 @@ def interfere(
 
 def run_slice(clock: Callable[[], datetime], provider=None, alias: str = "default") -> Slice:
     return asyncio.run(make_worker(clock, provider, alias).run_slice())
+
+
+def rows_of(sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    """What a query answers, by hand."""
+    with connection.cursor() as cursor:
+        cursor.execute(sql, parameters)
+        return list(cursor.fetchall())
+
+
+def asking(*statements: str, **parameters: Any) -> Steps[list[Any]]:
+    """A move of these statements; the value that each answered with."""
+    answers = []
+    for statement in statements:
+        answer = yield Statement(statement, parameters)
+        assert answer is not None
+        answers.append(answer[0])
+    return answers
 
 
 def statuses(campaign: Campaign) -> dict[str, int]:

@@ -13,22 +13,11 @@ from django.db.utils import DataError, OperationalError
 
 from delivery.bridge import Bridge
 from delivery.session import Session
-from delivery.sql import Statement, Steps
-from tests.delivery.conftest import make_worker, statuses
+from tests.delivery.conftest import asking, make_worker, rows_of, statuses
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.postgresql]
 
 SESSION_ID = "SELECT pg_backend_pid()"
-
-
-def asking(*statements: str, **parameters: Any) -> Steps[list[Any]]:
-    """A move of these statements; the value that each answered with."""
-    answers = []
-    for statement in statements:
-        answer = yield Statement(statement, parameters)
-        assert answer is not None
-        answers.append(answer[0])
-    return answers
 
 
 def in_session(use: Callable[[Session], Awaitable[Any]]) -> Any:
@@ -40,12 +29,6 @@ def in_session(use: Callable[[Session], Awaitable[Any]]) -> Any:
             await session.close()
 
     return asyncio.run(run())
-
-
-def rows_of(sql: str, parameters: Any = None) -> list[tuple[Any, ...]]:
-    with connection.cursor() as cursor:
-        cursor.execute(sql, parameters)
-        return list(cursor.fetchall())
 
 
 def test_statements_run_in_one_session_of_the_same_database_each_prepared_once():

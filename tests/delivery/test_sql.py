@@ -20,9 +20,16 @@ from delivery.leases import Lease
 from delivery.models import Claim, Delivery
 from delivery.outcomes import Accepted, Phase, Reply
 from delivery.settlement import Settlement
-from delivery.sql import Statement, Steps, in_order_of_an_index, run_prepared
+from delivery.sql import in_order_of_an_index, run_prepared
 from delivery.states import DeliveryStatus
-from tests.delivery.conftest import make_campaign, make_readers, make_unfilled, statuses
+from tests.delivery.conftest import (
+    asking,
+    make_campaign,
+    make_readers,
+    make_unfilled,
+    rows_of,
+    statuses,
+)
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.postgresql]
 
@@ -34,12 +41,6 @@ def pooled(db, monkeypatch) -> None:
     """Behind a pooler of transactions, on a connection that has never prepared anything."""
     monkeypatch.setitem(connection.settings_dict, "DISABLE_SERVER_SIDE_CURSORS", True)
     connection.close()
-
-
-def rows_of(sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-    with connection.cursor() as cursor:
-        cursor.execute(sql, parameters)
-        return list(cursor.fetchall())
 
 
 # ------------------------------------------------------------------------------------ the plans
@@ -238,13 +239,6 @@ def test_behind_a_pooler_of_transactions_nothing_is_prepared(campaign, readers, 
     assert statuses(campaign) == {"queued": 5, "sent": 7}
     assert rows_of("SELECT statement FROM pg_prepared_statements") == []
     assert rows_of("SHOW plan_cache_mode") == [("auto",)]
-
-
-def asking(sql: str, **parameters: Any) -> Steps[Any]:
-    """A move of one statement, which answers with one value."""
-    answer = yield Statement(sql, parameters)
-    assert answer is not None
-    return answer[0]
 
 
 def test_an_error_of_a_prepared_statement_is_djangos(db):
