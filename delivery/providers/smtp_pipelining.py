@@ -10,6 +10,10 @@ What is never given up for speed: the replies come in order, so the phase of eve
 at every moment; a letter's octets are written only after its recipient was accepted, and never
 again; ``note`` is called before they are; and no second letter's octets leave before the first
 one's answer was read, so a lost connection leaves one letter in doubt.
+
+Letters that may leave wait for two turns of the event loop, and then leave together, one for each
+connection: a server that is asleep has to be woken by the first only, and waking it costs the
+sender four times as much as writing to one that is awake (22 and 5 µs for 10 KB, measured).
 """
 
 from __future__ import annotations
@@ -118,6 +122,7 @@ class LetterProtocol(SMTPProtocol):
         self.is_usable = True
         self._expected: deque[tuple[Step, Letter]] = deque()
         self._ahead: deque[Letter] = deque()  # submitted, and not a command of them written
+        self._leaving: Letter | None = None  # the server waits for it; nothing is expected then
         self._unread = b""
         self._lines: list[bytes] = []  # of a reply that is not complete
         self._must_reset = False
@@ -132,10 +137,10 @@ class LetterProtocol(SMTPProtocol):
         letter.answer = self._loop.create_future()
         if self.transport is None or self.transport.is_closing():
             self._fail(letter, Step.MAIL, "Connection lost")
-        elif not self._expected:
+        elif not self._expected and self._leaving is None:
             self._begin(letter, b"")
             self._watch_the_time()
-        elif self.pipelining and self._expected[-1][0] is Step.LETTER:
+        elif self.pipelining and self._expected and self._expected[-1][0] is Step.LETTER:
             self._begin(letter, b"")
         else:
             self._ahead.append(letter)
@@ -144,7 +149,7 @@ class LetterProtocol(SMTPProtocol):
     @property
     def is_idle(self) -> bool:
         """Whether no letter is under way."""
-        return not self._expected and not self._ahead
+        return not self._expected and not self._ahead and self._leaving is None
 
     def abort(self, reason: str) -> None:
         """Ends the connection at once; what is under way is lost."""
@@ -170,8 +175,18 @@ class LetterProtocol(SMTPProtocol):
             self._expected.append((Step.DATA, letter))
             self.write(before + letter.mail + letter.rcpt + b"DATA\r\n")
 
-    def _hand_over(self, letter: Letter) -> None:
+    def _may_leave(self, letter: Letter) -> None:
+        """The server waits for this letter's octets. Two turns of the loop: in the first one the
+        sender of the letter before hears of its answer, or a process killed between the two would
+        leave two letters of one connection in doubt; in the second one others may leave, too."""
+        self._leaving = letter
+        self._loop.call_soon(self._loop.call_soon, self._hand_over)
+
+    def _hand_over(self) -> None:
         """Writes the letter itself, and with it the commands of the one behind."""
+        letter, self._leaving = self._leaving, None
+        if letter is None:
+            return  # the connection was lost
         letter.note()
         if self.chunking:
             octets = b"BDAT %d LAST\r\n%b" % (len(letter.content), letter.content)
@@ -182,6 +197,7 @@ class LetterProtocol(SMTPProtocol):
             self._begin(self._ahead.popleft(), octets)
         else:
             self.write(octets)
+        self._watch_the_time()
 
     # ------------------------------------------------------------------ replies
 
@@ -190,8 +206,7 @@ class LetterProtocol(SMTPProtocol):
             if self._response_pending:  # a command of aiosmtplib's own
                 super().data_received(data)
             else:
-                # Nobody asked: most often a 421 before the server closes an idle connection.
-                self.is_usable = False
+                self._spoke_unasked()
             return
         if self._unread:
             data = self._unread + data
@@ -202,7 +217,7 @@ class LetterProtocol(SMTPProtocol):
                 self._lines.append(line)
                 continue
             if not self._expected:
-                self.is_usable = False
+                self._spoke_unasked()
                 break
             step, letter = self._expected[0]
             is_usual = line[:3] == step.usual and letter.refusal is None and not self._lines
@@ -211,21 +226,17 @@ class LetterProtocol(SMTPProtocol):
                 self._go_on(step, letter)
             elif not self._reply(line):
                 return
-            elif step is Step.LETTER and begin < len(data):
-                # Its sender hears of this answer before the next letter leaves: else a process
-                # killed between the two would leave two letters of one connection in doubt.
-                self._unread = data[begin:]
-                self._loop.call_soon(self._read_on)
-                return
         self._unread = data[begin:]
         if len(self._unread) + sum(map(len, self._lines)) > MAX_RESPONSE_LENGTH:
             self.abort("Response too long")
         elif self._expected:
             self._watch_the_time()
 
-    def _read_on(self) -> None:
-        if self._unread:
-            self.data_received(b"")
+    def _spoke_unasked(self) -> None:
+        """Most often a 421 before the server closes an idle connection."""
+        self.is_usable = False
+        if self._leaving is not None:
+            self.abort("The server spoke unasked")
 
     def _reply(self, line: bytes) -> bool:
         """A complete reply, of which ``line`` is the last line; False when all is over."""
@@ -269,7 +280,7 @@ class LetterProtocol(SMTPProtocol):
     def _go_on(self, step: Step, letter: Letter) -> None:
         """The server took this step as it should, and has refused nothing of this letter."""
         if step is self.last_command:
-            self._hand_over(letter)
+            self._may_leave(letter)
         elif not self.pipelining and step is Step.MAIL:
             self._expected.append((Step.RCPT, letter))
             self.write(letter.rcpt)
@@ -343,6 +354,10 @@ class LetterProtocol(SMTPProtocol):
             self._timer = None
         expected, self._expected = self._expected, deque()
         ahead, self._ahead = self._ahead, deque()
+        leaving, self._leaving = self._leaving, None
+        if leaving is not None:
+            # Not an octet of it was written. An attempt is used: it may be why the server left.
+            self._fail(leaving, self.last_command, reason)
         for step, letter in expected:
             if letter.answer.done():
                 continue

@@ -366,27 +366,72 @@ async def answer_all_that_is_there(reader, writer):
     writer.close()
 
 
+async def events_of(connections):
+    """What happens to twenty letters that are sent at once, in order."""
+    events = []
+    server = await asyncio.start_server(answer_all_that_is_there, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    provider = SMTPProvider(
+        host, port, security="none", connections=connections, local_hostname="client.test"
+    )
+    provider.watch(lambda number: events.append(("final dot", number)))
+
+    async def send_one(number):
+        assert isinstance(await provider.send(letter(number)), Accepted)
+        events.append(("answer", number))
+
+    await provider.open()
+    await asyncio.gather(*(send_one(number) for number in range(20)))
+    await provider.close()
+    server.close()
+    return events
+
+
 def test_no_letter_leaves_before_the_answer_to_the_one_ahead_of_it_is_known():
     """Even when that answer and the 354 to the next one arrive together: a process killed between
     the two would leave two letters of one connection in doubt."""
-    events = []
+    events = asyncio.run(events_of(connections=1))
+    assert events == [(what, number) for number in range(20) for what in ("final dot", "answer")]
+
+
+def test_letters_of_several_connections_leave_together():
+    """So that they wake a sleeping server once: both answers are heard before the next two go."""
+    events = asyncio.run(events_of(connections=2))
+    assert [what for what, _number in events] == ["final dot"] * 2 + (
+        ["answer"] * 2 + ["final dot"] * 2
+    ) * 9 + ["answer"] * 2
+
+
+@pytest.mark.parametrize("then", [b"421 4.3.2 Closing\r\n", b""], ids=["says 421", "closes"])
+def test_a_letter_does_not_leave_on_a_connection_that_ends_before_it(then):
+    """Its recipient was accepted and not an octet of it was written: it is sent again later."""
+    read, dots = [], []
+
+    async def end_after_data(reader, writer):
+        writer.write(b"220 test\r\n")
+        while line := await reader.readline():
+            read.append(line)
+            if line == b"DATA\r\n":
+                writer.write(b"354 Go on\r\n" + then)
+                writer.close()
+            else:
+                writer.write(b"250 test\r\n")
 
     async def run():
-        server = await asyncio.start_server(answer_all_that_is_there, "127.0.0.1", 0)
+        server = await asyncio.start_server(end_after_data, "127.0.0.1", 0)
         host, port = server.sockets[0].getsockname()
         provider = SMTPProvider(
             host, port, security="none", connections=1, local_hostname="client.test"
         )
-        provider.watch(lambda number: events.append(("final dot", number)))
-
-        async def send_one(number):
-            assert isinstance(await provider.send(letter(number)), Accepted)
-            events.append(("answer", number))
-
+        provider.watch(dots.append)
         await provider.open()
-        await asyncio.gather(*(send_one(number) for number in range(20)))
+        outcome = await provider.send(letter())
         await provider.close()
         server.close()
+        return outcome
 
-    asyncio.run(run())
-    assert events == [(what, number) for number in range(20) for what in ("final dot", "answer")]
+    outcome = asyncio.run(run())
+    assert isinstance(outcome, Deferred)
+    assert outcome.reply.phase is Phase.DATA
+    assert dots == []
+    assert read[-1] == b"DATA\r\n"
