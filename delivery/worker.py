@@ -7,7 +7,8 @@ recorder knows all but those whose final dot was on the wire.
 
 The database and the wire do not wait for each other: while one half of these letters is on the
 wire, one commit writes the outcomes of the other half and the note for as many new ones, and the
-next letters are claimed. A letter is composed when it leaves, so that only a handful of them exist.
+next letters are claimed. Letters are composed when they leave, with the few that leave next, so
+that only these exist.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from delivery import groups, limits, mailboxes, queue, resolution, slots
 from delivery.batches import Batch, Batches, Turn
 from delivery.bridge import Bridge
 from delivery.clocks import Timer, database_now
-from delivery.composing import compose
 from delivery.conf import DeliverySettings, ProviderSettings
 from delivery.ledger import Ledger, Result
 from delivery.message import OutgoingMessage
@@ -499,9 +499,9 @@ class Worker:
         assert grant is not None
         if not grant.limits:
             return await self._send_now(turn)
-        while (wait := grant.opens(turn.permit) - self.timer.ticks()) > 0:
+        while (wait := grant.opens(turn.place) - self.timer.ticks()) > 0:
             await self.timer.sleep(wait)
-        if self.timer.ticks() > grant.expires(turn.permit):
+        if self.timer.ticks() > grant.expires(turn.place):
             text = "The permit of the provider's limits had run out before the letter left."
             reply = Reply.of(Phase.LOCAL, None, text)
             return Unavailable(reply, timedelta(0), rule=PERMIT_EXPIRED)
@@ -511,7 +511,7 @@ class Worker:
             turn.batch.answered.append(self.timer.ticks())
 
     async def _send_now(self, turn: Turn) -> Outcome:
-        message = compose(turn.claimed, turn.batch.letters, self.clock())
+        message = turn.batch.message(turn.place, self.clock())
         if isinstance(message, Rejected):
             return message
         recorder = self.recorder

@@ -1,0 +1,78 @@
+"""What a claim brings: messages composed a few at a time, each letter's own."""
+
+from collections.abc import Callable
+
+import pytest
+
+from delivery import batches
+from delivery.batches import Batch
+from tests.delivery.conftest import coordinate, make_unfilled, make_worker
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def composed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The addresses of the letters that are composed, in order."""
+    addresses: list[str] = []
+    real = batches.compose
+
+    def compose(claimed, letters, now):
+        addresses.append(claimed.rcpt_to)
+        return real(claimed, letters, now)
+
+    monkeypatch.setattr(batches, "compose", compose)
+    return addresses
+
+
+@pytest.fixture
+def claim(mailing_list, clock, settings) -> Callable[[list[dict[str, str]]], Batch]:
+    """Claims all of 30 letters under these limits."""
+
+    def claimed(limits: list[dict[str, str]]) -> Batch:
+        providers = {"default": settings.DELIVERY["PROVIDERS"]["default"] | {"LIMITS": limits}}
+        settings.DELIVERY = settings.DELIVERY | {"CYCLE_BATCH_SIZE": 30, "PROVIDERS": providers}
+        make_unfilled(mailing_list, clock(), readers=30)
+        coordinate(clock)
+        worker = make_worker(clock)
+        assert worker.place.take()
+        batch = worker.batches.claim()
+        assert len(batch.claims) == 30
+        return batch
+
+    return claimed
+
+
+def test_the_next_few_letters_are_composed_with_one(claim, composed, clock):
+    batch = claim([])
+    addresses = [claimed.rcpt_to for claimed in batch.claims]
+    messages = [batch.message(0, clock())]
+    assert composed == addresses[:20]
+    messages += [batch.message(place, clock()) for place in range(1, 20)]
+    assert composed == addresses[:20]
+    messages += [batch.message(place, clock()) for place in range(20, 30)]
+    assert composed == addresses
+    assert [message.envelope.rcpt_to for message in messages] == addresses
+
+
+def test_large_letters_are_composed_in_smaller_numbers(claim, composed, clock, monkeypatch):
+    batch = claim([])
+    size = len(batch.message(29, clock()).content)
+    composed.clear()
+    monkeypatch.setattr(batches, "OCTETS_TOGETHER", 2 * size + size // 2)
+    batch.message(0, clock())
+    assert len(composed) == 3
+
+
+def test_under_limits_each_letter_is_composed_when_it_leaves(claim, composed, clock):
+    batch = claim([{"cap": "1000/day"}])
+    batch.message(0, clock())
+    assert len(composed) == 1
+
+
+def test_a_letter_that_is_passed_over_is_in_nobodys_way(claim, composed, clock):
+    """A paused campaign's letters stay behind between those of others."""
+    batch = claim([])
+    addresses = [claimed.rcpt_to for claimed in batch.claims]
+    for place in (0, 3, 25):
+        assert batch.message(place, clock()).envelope.rcpt_to == addresses[place]
