@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 from django.db import InterfaceError, InternalError, OperationalError, transaction
 
@@ -82,6 +83,25 @@ class Slice:
     sent: int = 0
     wait_until: datetime | None = None
     lease_was_free: bool = True
+
+
+class Commit(NamedTuple):
+    """What one commit writes: outcomes, the note for the wave that leaves next, and ``unsent``:
+    letters whose note may or may not have been committed and that never left."""
+
+    results: Sequence[Result]
+    wave: Sequence[Turn]
+    unsent: Sequence[int]
+
+    @property
+    def ids(self) -> list[int]:
+        """Of the wave."""
+        return [turn.claimed.id for turn in self.wave]
+
+    @property
+    def groups_held(self) -> int | None:
+        """The provider's count of held groups before any of the wave was claimed."""
+        return min((turn.batch.groups_held for turn in self.wave), default=None)
 
 
 def holder_name() -> str:
@@ -381,49 +401,44 @@ class Worker:
 
     async def _write(self, bridge: Bridge) -> None:
         """One commit: the outcomes that are known, and the note for the letters that leave next."""
-        results, kept_back = self.ledger.pending(), list(self.kept_back)
-        room = self.settings.send_batch_size - len(self.noted) + len(results) + len(kept_back)
+        room = self.settings.send_batch_size - self._on_wire()
         wave = [self.ready.popleft() for _ in range(min(room, len(self.ready)))]
-        go_on = await self._commit(bridge, results, wave, kept_back)
-        self._forget(results, kept_back)
+        commit = Commit(self.ledger.pending(), wave, list(self.kept_back))
+        go_on = await self._commit(bridge, commit)
+        self._forget(commit)
         for turn in wave:
             if turn.claimed.id in go_on:
                 self.noted[turn.claimed.id] = turn
                 self.departures.put_nowait(turn)
         # The provider is closed, a campaign was paused, or the lease is lost: claim anew.
         self.has_leftovers |= len(go_on) < len(wave)
-        self.is_closing |= self.has_leftovers or Ledger.trouble(results) is not None
+        self.is_closing |= self.has_leftovers or Ledger.trouble(commit.results) is not None
 
-    def _forget(self, results: Sequence[Result], kept_back: Sequence[int]) -> None:
-        """What a commit has made durable."""
-        for result in results:
+    def _forget(self, commit: Commit) -> None:
+        """What it has made durable."""
+        for result in commit.results:
             del self.noted[result.reference]
-        for delivery_id in kept_back:
+        for delivery_id in commit.unsent:
             del self.noted[delivery_id]
-        self.ledger.written(results)
-        del self.kept_back[: len(kept_back)]
+        self.ledger.written(commit.results)
+        del self.kept_back[: len(commit.unsent)]
 
     async def _write_what_is_known(self, bridge: Bridge) -> None:
         """At the end of a slice that failed: one attempt. What cannot be written stays in the
         flight recorder, under a lease that runs out."""
-        results, kept_back = self.ledger.pending(), list(self.kept_back)
-        if not results and not kept_back:
+        if not self._answered():
             return
+        commit = Commit(self.ledger.pending(), (), list(self.kept_back))
         try:
-            await bridge.call(self._record_and_hand_over, results, (), kept_back)
+            await bridge.call(self._record_and_hand_over, commit)
         except Exception:
             await self._database_is_away(bridge)
         else:
-            self._forget(results, kept_back)
+            self._forget(commit)
 
-    async def _commit(
-        self,
-        bridge: Bridge,
-        results: Sequence[Result],
-        wave: Sequence[Turn],
-        unsent: Sequence[int],
-    ) -> set[int]:
-        """Outcomes and the next note, also when the database goes away for a while.
+    async def _commit(self, bridge: Bridge, commit: Commit) -> set[int]:
+        """Outcomes and the next note, also when the database goes away for a while; the letters
+        of the wave that may leave.
 
         No further letter leaves then, and what is known is kept until it is back. Whether a commit
         that broke had reached the disk is unknown: so its wave is not sent, and taken back.
@@ -431,40 +446,32 @@ class Worker:
         give_up = self.clock() + DATABASE_PATIENCE
         while True:
             try:
-                return await self._commit_once(bridge, results, wave, unsent)
+                return await self._commit_once(bridge, commit)
             except DATABASE_AWAY:
                 await self._database_is_away(bridge)
                 if self.clock() >= give_up:
                     raise
-                unsent, wave = [*unsent, *(turn.claimed.id for turn in wave)], ()
+                commit = Commit(commit.results, (), [*commit.unsent, *commit.ids])
                 await asyncio.sleep(DATABASE_PAUSE.total_seconds())
 
-    async def _commit_once(
-        self,
-        bridge: Bridge,
-        results: Sequence[Result],
-        wave: Sequence[Turn],
-        unsent: Sequence[int],
-    ) -> set[int]:
+    async def _commit_once(self, bridge: Bridge, commit: Commit) -> set[int]:
         """One attempt: without the thread where it is the usual commit."""
         now = self.clock()
         if (
             bridge.session is None
-            or unsent
+            or commit.unsent
             or self.batches.failing is not None
             or not self.place.is_certain(now)
-            or not queue.all_accepted(result.outcome for result in results)
+            or not queue.all_accepted(result.outcome for result in commit.results)
         ):
-            return await bridge.call(self._record_and_hand_over, results, wave, unsent)
-        ids = [turn.claimed.id for turn in wave]
-        groups_held = min((turn.batch.groups_held for turn in wave), default=None)
-        settled = self._settled(results, now)
-        exchange = Exchange(self.place.lease, settled, ids, now, groups_held)
+            return await bridge.call(self._record_and_hand_over, commit)
+        settled = self._settled(commit.results, now)
+        exchange = Exchange(self.place.lease, settled, commit.ids, now, commit.groups_held)
         exchanged = await bridge.session.run(queue.exchanging(exchange))
         if not queue.is_whole(exchange, exchanged):
             await bridge.call(queue.make_up, exchange, exchanged)
-        self.is_on_probation &= not results
-        self._committed(results, wave, exchanged.moved)
+        self.is_on_probation &= not commit.results
+        self._committed(commit, exchanged.moved)
         return set(exchanged.moved)
 
     # ------------------------------------------------------------------ on the wire
@@ -572,20 +579,16 @@ class Worker:
         if isinstance(self.provider, ReportsFinalDot):
             self.provider.watch(self.recorder.final_dot)
 
-    def _record_and_hand_over(
-        self, results: Sequence[Result], wave: Sequence[Turn], unsent: Sequence[int]
-    ) -> set[int]:
-        """One commit: these outcomes, and the note that the next wave is leaving.
-
-        ``unsent``: letters whose note may or may not have been committed and that never left.
-        """
+    def _record_and_hand_over(self, commit: Commit) -> set[int]:
+        """One attempt, whatever there is to write; the letters of the wave that may leave."""
         now = self.clock()
+        results = commit.results
         settled = self._settled(results, now)
         trouble = Ledger.trouble(results)
         if Ledger.any_accepted(results):
             self.is_on_probation = False
         if not self.place.hold(now) or trouble is not None:
-            wave = ()
+            commit = commit._replace(wave=())
         of_groups = [
             (claimed.rcpt_to, outcome)
             for claimed, outcome, _settlement in settled
@@ -606,18 +609,17 @@ class Worker:
             moved = queue.record_and_hand_over(
                 self.place.lease,
                 settled,
-                unsent,
-                [turn.claimed.id for turn in wave],
+                commit.unsent,
+                commit.ids,
                 now,
-                min((turn.batch.groups_held for turn in wave), default=None),
+                commit.groups_held,
             )
-        self._committed(results, wave, moved)
+        self._committed(commit, moved)
         return set(moved)
 
-    def _committed(
-        self, results: Sequence[Result], wave: Sequence[Turn], moved: Sequence[int]
-    ) -> None:
-        self.place.is_doubtful = len(moved) < len(wave)
+    def _committed(self, commit: Commit, moved: Sequence[int]) -> None:
+        results = commit.results
+        self.place.is_doubtful = len(moved) < len(commit.wave)
         if self.recorder is not None:
             self.recorder.committed(result.reference for result in results)
         accepted = sum(isinstance(result.outcome, Accepted) for result in results)

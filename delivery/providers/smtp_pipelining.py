@@ -137,7 +137,7 @@ class LetterProtocol(SMTPProtocol):
         letter.answer = self._loop.create_future()
         if self.transport is None or self.transport.is_closing():
             self._fail(letter, Step.MAIL, "Connection lost")
-        elif not self._expected and self._leaving is None:
+        elif self.is_idle:
             self._begin(letter, b"")
             self._watch_the_time()
         elif self.pipelining and self._expected and self._expected[-1][0] is Step.LETTER:

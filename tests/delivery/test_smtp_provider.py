@@ -1,6 +1,7 @@
 """The SMTP provider against a real server that misbehaves: which phase, whose trouble."""
 
 import asyncio
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -366,24 +367,34 @@ async def answer_all_that_is_there(reader, writer):
     writer.close()
 
 
-async def events_of(connections):
-    """What happens to twenty letters that are sent at once, in order."""
-    events = []
-    server = await asyncio.start_server(answer_all_that_is_there, "127.0.0.1", 0)
+@asynccontextmanager
+async def sending_to(handler, note, connections=1):
+    """A provider that sends to this server, in the same event loop; ``note``: of final dots."""
+    server = await asyncio.start_server(handler, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
     provider = SMTPProvider(
         host, port, security="none", connections=connections, local_hostname="client.test"
     )
-    provider.watch(lambda number: events.append(("final dot", number)))
+    provider.watch(note)
+    await provider.open()
+    yield provider
+    await provider.close()
+    server.close()
 
-    async def send_one(number):
+
+async def events_of(connections):
+    """What happens to twenty letters that are sent at once, in order."""
+    events = []
+
+    def note(number):
+        events.append(("final dot", number))
+
+    async def send_one(provider, number):
         assert isinstance(await provider.send(letter(number)), Accepted)
         events.append(("answer", number))
 
-    await provider.open()
-    await asyncio.gather(*(send_one(number) for number in range(20)))
-    await provider.close()
-    server.close()
+    async with sending_to(answer_all_that_is_there, note, connections) as provider:
+        await asyncio.gather(*(send_one(provider, number) for number in range(20)))
     return events
 
 
@@ -418,17 +429,8 @@ def test_a_letter_does_not_leave_on_a_connection_that_ends_before_it(then):
                 writer.write(b"250 test\r\n")
 
     async def run():
-        server = await asyncio.start_server(end_after_data, "127.0.0.1", 0)
-        host, port = server.sockets[0].getsockname()
-        provider = SMTPProvider(
-            host, port, security="none", connections=1, local_hostname="client.test"
-        )
-        provider.watch(dots.append)
-        await provider.open()
-        outcome = await provider.send(letter())
-        await provider.close()
-        server.close()
-        return outcome
+        async with sending_to(end_after_data, dots.append) as provider:
+            return await provider.send(letter())
 
     outcome = asyncio.run(run())
     assert isinstance(outcome, Deferred)
