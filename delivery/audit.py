@@ -26,7 +26,7 @@ from campaigns.models import (
     Suppression,
 )
 from campaigns.states import CampaignStatus, SubscriptionStatus
-from delivery import leases
+from delivery import leases, queue_pages
 from delivery.models import Attempt, Delivery, Resolution, WorkerLease
 from delivery.reclaim import PATIENCE_WITH_THE_LIVING
 from delivery.states import FINAL, IN_HAND, WAITING, DeliveryStatus
@@ -79,6 +79,7 @@ def audit_campaign(campaign_id: int) -> CampaignAudit:
             *_sums(campaign, totals, counted),
             *_doubles(letters),
             *_histories(campaign, letters),
+            *_stranded(campaign, letters),
             *_holders(letters),
         ]
         return CampaignAudit(campaign, totals["eligible"], counted, imbalances)
@@ -215,6 +216,20 @@ def _taken_out_for_nothing(campaign: Campaign) -> Combinable | Q:
         to_status=SubscriptionStatus.UNSUBSCRIBED,
     )
     return ~Exists(suppressed) & Exists(on_a_list) & ~Exists(left_once)
+
+
+def _stranded(campaign: Campaign, letters: QuerySet[Delivery]) -> Iterator[Imbalance]:
+    in_a_page = Q(pk__in=())
+    for first_id, last_id in queue_pages.stretches(campaign.pk):
+        in_a_page |= Q(pk__gte=first_id, pk__lte=last_id)
+    yield from _unexplained(
+        letters.filter(status__in=WAITING, waits_alone=False).exclude(in_a_page),
+        _("waiting where no claim looks for them"),
+    )
+    yield from _unexplained(
+        letters.filter(waits_alone=True).exclude(status__in=WAITING),
+        _("looked for by every claim, and not waiting"),
+    )
 
 
 def _holders(letters: QuerySet[Delivery]) -> Iterator[Imbalance]:

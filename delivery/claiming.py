@@ -10,17 +10,17 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from django.db import connection, transaction
 from django.db.models import Min
 
 from campaigns.models import Campaign
-from delivery import statements
+from delivery import queue_pages, statements
 from delivery.groups import Held
 from delivery.leases import Lease
-from delivery.models import Claim, Delivery
+from delivery.models import Claim, Delivery, QueuePage
 from delivery.sql import (
     Statement,
     Steps,
@@ -101,7 +101,7 @@ def claim(
         return run_prepared(usual_claim(lease, _in_turn(campaign_ids), wanted, now, names))
     with transaction.atomic():
         of_tests = statements.DUE_TESTS.format(names=", ".join(["%s"] * len(names)))
-        rows = _lock_due(of_tests, list(names), wanted, now)
+        rows = _lock_due(of_tests, [*names, as_parameter(now)], wanted)
         for campaign_id, left in _in_turn(campaign_ids):
             share = -(-(wanted - len(rows)) // left)
             if share > 0 and held is None:
@@ -127,26 +127,29 @@ def usual_claim(
     now: datetime,
     names: Sequence[str],
 ) -> Steps[list[Claimed]]:
-    """The usual claim: a statement and a commit for each campaign, until there are enough. Each is
-    whole by itself. PostgreSQL only, and where no group is held. ``turns``: of in_turn."""
+    """The usual claim: a statement and a commit for each campaign and page of its queue, until
+    there are enough. Each is whole by itself. PostgreSQL only, and where no group is held.
+    ``turns``: of in_turn."""
     claims: list[Claimed] = []
     nobodys: list[tuple[int | None, int]] = [(None, 1)]
     for campaign_id, left in turns or nobodys:
         share = -(-(wanted - len(claims)) // left)
-        if share <= 0:
-            break
-        parameters = {
-            "names": json.dumps(list(names)),
-            "campaign": campaign_id,
-            "now": now,
-            "wanted": share,
-            "key": lease.claim_key,
-            "provider": lease.provider,
-            "shard": SHARDS_OF_CLAIMS + lease.slot,
-        }
-        answer = yield Statement(statements.CLAIM, parameters)
-        assert answer is not None
-        claims += map(_claimed, json.loads(answer[0]))
+        has_more = True
+        while has_more and share > 0:
+            parameters = {
+                "names": json.dumps(list(names)),
+                "campaign": campaign_id,
+                "now": now,
+                "wanted": share,
+                "key": lease.claim_key,
+                "provider": lease.provider,
+                "shard": SHARDS_OF_CLAIMS + lease.slot,
+            }
+            answer = yield Statement(statements.CLAIM, parameters)
+            assert answer is not None
+            letters, has_more = json.loads(answer[0]), answer[1]
+            claims += map(_claimed, letters)
+            share -= len(letters)
     return claims
 
 
@@ -173,8 +176,24 @@ def _in_turn(campaign_ids: Sequence[int]) -> list[tuple[int, int]]:
 def _lock_first(
     campaign_id: int, limit: int, now: datetime
 ) -> list[tuple[Claimed, DeliveryStatus, bool]]:
-    with in_order_of_an_index():
-        return _lock_due(statements.DUE_OF_A_CAMPAIGN, [campaign_id], limit, now)
+    """What waits alone goes before a page that was queued later."""
+    rows: list[tuple[Claimed, DeliveryStatus, bool]] = []
+    looked_up_to = datetime.min.replace(tzinfo=UTC)
+    goes_on = True
+    while goes_on and len(rows) < limit:
+        page = queue_pages.first(campaign_id, due_by=now)
+        due_by = page.due_at if page is not None else now
+        moments = [as_parameter(looked_up_to), as_parameter(due_by)]
+        with in_order_of_an_index():
+            rows += _lock_due(statements.DUE_ALONE, [campaign_id, *moments], limit - len(rows))
+        if page is None or len(rows) == limit:
+            break
+        room = limit - len(rows)
+        of_page = _lock_due(statements.OF_A_PAGE, [page.next_id, page.last_id, campaign_id], room)
+        goes_on = queue_pages.turn(page, [claimed.id for claimed, _s, _w in of_page], room)
+        rows += of_page
+        looked_up_to = due_by
+    return rows
 
 
 def _lock_free(
@@ -184,21 +203,18 @@ def _lock_free(
     free = held.free_letters(campaign_id, limit, now)
     if not free:
         return []
-    return _lock_due(
-        statements.DUE_OF_THESE.format(ids=among("d.id", free)), [campaign_id], limit, now
-    )
+    of_these = statements.DUE_OF_THESE.format(ids=among("d.id", free))
+    return _lock_due(of_these, [campaign_id, as_parameter(now)], limit)
 
 
-def _lock_due(
-    sql: str, which: list[Any], limit: int, now: datetime
-) -> list[tuple[Claimed, DeliveryStatus, bool]]:
+def _lock_due(sql: str, which: list[Any], limit: int) -> list[tuple[Claimed, DeliveryStatus, bool]]:
     """Due rows, locked: the claim, the state, and whether the letter is still wanted."""
     if connection.vendor == "postgresql":
         sql += " FOR UPDATE OF d SKIP LOCKED"
     with connection.cursor() as cursor:
         cursor.execute(
             statements.DUE_AS_JSON[connection.vendor].format(due=sql),
-            [*which, as_parameter(now), limit],
+            [*which, limit],
         )
         (due,) = cursor.fetchone()
     return [(_claimed(row), DeliveryStatus(row[13]), bool(row[14])) for row in json.loads(due)]
@@ -228,7 +244,8 @@ def _move_waiting(
         changes, values = "settled_at = %s, reply = ''", [as_parameter(now)]
     with connection.cursor() as cursor:
         cursor.execute(
-            f"UPDATE {Delivery._meta.db_table} SET status = '{target.value}', {changes}"
+            f"UPDATE {Delivery._meta.db_table}"
+            f" SET status = '{target.value}', waits_alone = FALSE, {changes}"
             f" WHERE {among('id', [claimed.id for claimed, _status in rows])}"
             f" AND status IN ('{_S.QUEUED.value}', '{_S.DEFERRED.value}')",
             values,
@@ -243,14 +260,16 @@ def next_due(campaign_ids: Sequence[int], names: Sequence[str]) -> datetime | No
     """When the next waiting letter of these campaigns, or test letter for a provider of these
     names, is due; None without one."""
     waiting = Delivery.objects.filter(status__in=[_S.QUEUED, _S.DEFERRED])
-    # Without is_open, as where they are claimed.
+    # Without waits_alone, as where they are claimed.
     tests = waiting.filter(is_test=True, campaign__provider__in=names)
     moments = [tests.aggregate(due=Min("due_at"))["due"]]
-    in_order = waiting.filter(is_open=True, is_test=False).order_by("campaign_id", "due_at", "id")
+    alone = waiting.filter(waits_alone=True, is_test=False).order_by("campaign_id", "due_at", "id")
+    pages = QueuePage.objects.order_by("campaign_id", "id")
     with in_order_of_an_index():
         for campaign_id in campaign_ids:
-            of_one = in_order.filter(campaign_id=campaign_id)
-            moments.append(of_one.values_list("due_at", flat=True).first())
+            for in_order in (alone, pages):
+                of_one = in_order.filter(campaign_id=campaign_id)
+                moments.append(of_one.values_list("due_at", flat=True).first())
     return min((moment for moment in moments if moment is not None), default=None)
 
 

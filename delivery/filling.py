@@ -12,6 +12,7 @@ from django.db.models import Max, QuerySet
 from campaigns.audience import audience, audience_page
 from campaigns.models import Campaign, CampaignTotals
 from campaigns.states import CampaignStatus
+from delivery import queue_pages
 from delivery.models import Delivery
 from delivery.sql import as_parameter
 from delivery.states import DeliveryStatus
@@ -35,7 +36,9 @@ def fill_page(campaign: Campaign, size: int, now: datetime) -> int | None:
             Campaign.objects.filter(pk=row.pk).update(filled_at=now)
             return None
         # None at all, perhaps: a page may hold only readers who are queued already.
+        end = queue_pages.end_of_the_queue()
         queued = _queue_up_to(row, last, now)
+        queue_pages.write(row.pk, end, now)
         Campaign.objects.filter(pk=row.pk).update(filled_up_to=last)
         CampaignTotals.add(row.pk, COMMON_SHARD, {"eligible": queued, "queued": queued})
         return queued
@@ -53,10 +56,10 @@ def _queue_up_to(campaign: Campaign, last: int, now: datetime) -> int:
         cursor.execute(
             f"""
             INSERT INTO {Delivery._meta.db_table}
-                (campaign_id, edition_id, subscriber_id, mailing_list_id, rcpt_to,
-                 address_key, status, is_test, due_at, attempts, provider, reply, queued_at)
+                (campaign_id, edition_id, subscriber_id, mailing_list_id, rcpt_to, address_key,
+                 status, is_test, waits_alone, due_at, attempts, provider, reply, queued_at)
             SELECT %s, %s, page.id, page.through_list, page.email, page.address_key,
-                   %s, %s, %s, 0, '', '', %s
+                   %s, %s, %s, %s, 0, '', '', %s
               FROM ({sql}) AS page WHERE true ORDER BY {_INTERLEAVED}
                 ON CONFLICT DO NOTHING
             """,
@@ -64,6 +67,7 @@ def _queue_up_to(campaign: Campaign, last: int, now: datetime) -> int:
                 campaign.pk,
                 campaign.edition_id,
                 DeliveryStatus.QUEUED.value,
+                False,
                 False,
                 as_parameter(now),
                 as_parameter(now),

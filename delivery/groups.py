@@ -23,7 +23,7 @@ from django.utils.translation import gettext as _
 
 from campaigns.models import Campaign
 from campaigns.states import CampaignStatus
-from delivery import alerts
+from delivery import alerts, queue_pages
 from delivery.models import Alert, Delivery, GroupState, ProviderState, ReceivingDomain
 from delivery.outcomes import Deferred, Throttle
 from delivery.receiving import domain_of, well_known_group
@@ -46,9 +46,9 @@ LOOKS = 12
 # When to look again after letters that only other members of a pool may take.
 PATIENCE = timedelta(seconds=2)
 AT_ONCE = 10_000
-# In so many words, and with the condition of the partial index delivery_open, or SQLite does not
+# In so many words, and with the condition of the partial index delivery_alone, or SQLite does not
 # see that it holds them all.
-IN_WAITING = "is_open AND status IN ('queued', 'deferred')"
+WAITING_ALONE = "waits_alone AND status IN ('queued', 'deferred')"
 
 
 # ---------------------------------------------------------------------------------- which group
@@ -176,7 +176,7 @@ def _move(campaign_id: int, moment: datetime, now: datetime) -> int:
     with transaction.atomic():
         waiting = Delivery.objects.filter(
             campaign_id=campaign_id, due_at=moment, is_test=False
-        ).extra(where=[IN_WAITING])
+        ).extra(where=[WAITING_ALONE])
         in_order = waiting.order_by("campaign_id", "due_at", "id")
         with in_order_of_an_index():
             locked = in_order.select_for_update(skip_locked=True)
@@ -232,6 +232,8 @@ class Held:
         for look in range(LOOKS):
             ahead = min(AHEAD * 2**look * wanted, max(MOST_AHEAD, wanted))
             letters = _due(campaign_id, ahead, now)
+            if queue_pages.spread(campaign_id, ahead - len(letters)):
+                letters = _due(campaign_id, ahead, now)
             free, later = self._sorted(letters, members, wanted, now)
             moved = _send_later(later, now)
             if len(free) >= wanted or len(letters) < ahead:
@@ -275,7 +277,7 @@ class Held:
 def _due(campaign_id: int, most: int, now: datetime) -> list[tuple[int, str]]:
     in_order = (
         Delivery.objects.filter(campaign_id=campaign_id, is_test=False, due_at__lte=now)
-        .extra(where=[IN_WAITING])
+        .extra(where=[WAITING_ALONE])
         .order_by("campaign_id", "due_at", "id")
     )
     with in_order_of_an_index():

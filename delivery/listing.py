@@ -13,13 +13,14 @@ before the page that was asked for. So:
 
 The indexes are those that the engine needs: another one would cost every letter an entry at each of
 its moves. That leaves one walk that fetches what it passes: the far pages of *sent* and of *queued*
-within one campaign, whose index does not hold the state.
+within one campaign, for no index holds these states. Between which ids the queued ones stand is
+what the pages of the queue tell (delivery/queue_pages.py).
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter
@@ -30,7 +31,8 @@ from django.db.models import F, Q, QuerySet, Subquery, Sum, Value
 from django.db.models.expressions import OrderBy
 
 from campaigns.models import Campaign, CampaignTotals
-from delivery.groups import IN_WAITING
+from delivery import queue_pages
+from delivery.groups import WAITING_ALONE
 from delivery.models import Claim, Delivery
 from delivery.states import IN_HAND, UNUSUAL, WAITING, DeliveryStatus
 
@@ -88,8 +90,8 @@ class Selection:
             letters = letters.filter(unusual=self.status)
         elif self.status is not None:
             letters = letters.filter(status=self.status)
-        if self.status in WAITING:
-            letters = letters.extra(where=[IN_WAITING])
+        if self.status == DeliveryStatus.DEFERRED:
+            letters = letters.extra(where=[WAITING_ALONE])
         elif self.status in IN_HAND:
             letters = letters.filter(pk__in=Claim.letters())
         return letters.filter(self.searched()) if self.search else letters
@@ -124,10 +126,11 @@ class Selection:
         """The order of an index that holds this selection's letters of one campaign."""
         if self.is_by_reader:
             return ["subscriber_id", "id"]
-        if self.status in WAITING:
-            # delivery_open: the next to leave comes first.
+        if self.status == DeliveryStatus.DEFERRED:
+            # delivery_alone: the next to leave comes first.
             return ["due_at", "id"]
-        return ["-id"]
+        # Queued letters are claimed in the order of their ids, nearly.
+        return ["id"] if self.status == DeliveryStatus.QUEUED else ["-id"]
 
     def shares(self) -> list[Share]:
         """How many letters of each campaign that are, by the totals; newest campaign first."""
@@ -212,8 +215,8 @@ class LettersByCampaign(DeliveryPaginator):
         """All the letters of campaigns that have few, by campaign."""
         letters: dict[int, list[Delivery]] = {share.campaign_id: [] for share in shares}
         if shares:
-            rows = self.selection.letters().filter(campaign_id__in=letters)
-            walk = _only(rows.order_by(*self.selection.order), "pk")
+            rows = self._rows(letters).order_by(*self.selection.order)
+            walk = _only(rows, "pk")
             ids = list(walk[: sum(share.count for share in shares)])
             for letter in _fetched(_letters().filter(pk__in=ids), ids, "pk"):
                 letters[letter.campaign_id].append(letter)
@@ -222,8 +225,8 @@ class LettersByCampaign(DeliveryPaginator):
     def _of(self, part: Stretch) -> list[Delivery]:
         """The letters of a part of one campaign."""
         campaign_id = part.share.campaign_id
-        of_all = replace(self.selection, campaign_id=None).letters()
         if self.selection.is_by_reader:
+            of_all = replace(self.selection, campaign_id=None).letters()
             # A range and no equality, so that for PostgreSQL only an index that begins with the
             # campaign has this order. It would take the index of readers otherwise, and fetch
             # what they got from all other campaigns (2 s instead of 0.3 in half a million).
@@ -236,9 +239,18 @@ class LettersByCampaign(DeliveryPaginator):
                 )
                 return _fetched(letters, readers, "subscriber_id")
             # Of readers who were erased: nothing in this index tells their letters apart.
-        rows = of_all.filter(campaign_id=campaign_id)
+        rows = self._rows([campaign_id])
         ids = _walk(_only(rows.order_by(*self.selection.order_in_campaign), "pk"), part)
         return _fetched(_letters().filter(pk__in=ids), ids, "pk")
+
+    def _rows(self, campaign_ids: Collection[int]) -> QuerySet[Delivery]:
+        """The selection's letters of these campaigns, in no order."""
+        if self.selection.status == DeliveryStatus.QUEUED:
+            # In no index: where they stand, the pages of the queue tell.
+            letters = queue_pages.between(queue_pages.spans(campaign_ids))
+            return letters.filter(status=DeliveryStatus.QUEUED)
+        letters = replace(self.selection, campaign_id=None).letters()
+        return letters.filter(campaign_id__in=campaign_ids)
 
 
 class LettersFound(DeliveryPaginator):

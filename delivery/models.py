@@ -6,11 +6,11 @@ import json
 
 from django.conf import settings
 from django.db import models
-from django.db.models import Case, F, Q, Value, When
+from django.db.models import Case, F, Q, When
 from django.utils.translation import gettext_lazy as _
 
 from campaigns.models import Campaign, Edition, MailingList, Subscriber
-from delivery.states import IN_HAND, UNUSUAL, WAITING, DeliveryStatus
+from delivery.states import UNUSUAL, DeliveryStatus
 
 
 class Delivery(models.Model):
@@ -63,15 +63,9 @@ class Delivery(models.Model):
     reply = models.TextField(_("last reply"), blank=True)
     queued_at = models.DateTimeField(_("queued"))
     # What the partial indexes look at, instead of the status: a move that changes no column of any
-    # index is a HOT update on PostgreSQL, and of the three moves of a usual letter only the last
-    # one changes either of these.
-    is_open = models.GeneratedField(
-        expression=Case(
-            When(status__in=sorted(WAITING | IN_HAND), then=Value(True)), default=Value(False)
-        ),
-        output_field=models.BooleanField(),
-        db_persist=True,
-    )
+    # index is a HOT update on PostgreSQL, and no move of a usual letter changes either of these.
+    # Waiting, and in no page of the queue (QueuePage): each move back to waiting says so.
+    waits_alone = models.BooleanField(default=False, editable=False)
     unusual = models.GeneratedField(
         expression=Case(When(status__in=sorted(UNUSUAL), then=F("status")), default=None),
         output_field=models.CharField(max_length=11, null=True),
@@ -102,11 +96,10 @@ class Delivery(models.Model):
             ),
         ]
         indexes = [
-            # The claim takes from its beginning, where a few letters in hand stand, too.
             models.Index(
                 fields=["campaign", "due_at", "id"],
-                condition=Q(is_open=True),
-                name="delivery_open",
+                condition=Q(waits_alone=True),
+                name="delivery_alone",
             ),
             # Everything that a person looks for and that is not the normal case.
             models.Index(
@@ -121,6 +114,28 @@ class Delivery(models.Model):
 
     def __str__(self) -> str:
         return f"{self.rcpt_to} ({self.get_status_display()})"
+
+
+class QueuePage(models.Model):
+    """Letters of one campaign that no claim has come to yet: QUEUED, and due since ``due_at``.
+
+    They are those of the campaign from ``next_id`` to ``last_id`` that do not wait alone; a claim
+    takes them in that order and moves the mark. One row for a thousand letters, where an index of
+    what waits would be written for each, when it comes and when it goes (delivery/queue_pages.py).
+    """
+
+    campaign = models.ForeignKey(
+        Campaign, on_delete=models.CASCADE, related_name="+", db_index=False
+    )
+    next_id = models.BigIntegerField()
+    last_id = models.BigIntegerField()
+    due_at = models.DateTimeField()
+
+    class Meta:
+        indexes = [models.Index(fields=["campaign", "id"], name="queue_page_in_order")]
+
+    def __str__(self) -> str:
+        return f"{self.campaign_id}: {self.next_id} to {self.last_id}"
 
 
 class Claim(models.Model):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from django.db import connection, transaction
 from django.db.models import Count
 
-from delivery import guard_rails, statements, unclassified
+from delivery import guard_rails, queue_pages, statements, unclassified
 from delivery.claiming import Claimed, forget_claims
 from delivery.leases import Lease
 from delivery.message_ids import assigned_id, note_assigned
@@ -296,12 +296,14 @@ def _update_settled(
         ]
     table = Delivery._meta.db_table
     is_postgresql = connection.vendor == "postgresql"
+    waiting = ", ".join(f"'{status.value}'" for status in sorted(WAITING))
     due_at = "CAST(v.column4 AS timestamptz)" if is_postgresql else "v.column4"
     with connection.cursor() as cursor:
         cursor.execute(
             f"""
             UPDATE {table}
-               SET status = v.column2, claim_key = NULL, attempts = v.column3, due_at = {due_at},
+               SET status = v.column2, waits_alone = v.column2 IN ({waiting}),
+                   claim_key = NULL, attempts = v.column3, due_at = {due_at},
                    code = CAST(v.column5 AS smallint), reply = v.column6, settled_at = %s
               FROM (VALUES {", ".join([row] * len(settled))}) AS v
              WHERE {table}.id = v.column1 AND {table}.claim_key = %s AND {table}.status = %s
@@ -373,7 +375,7 @@ def _return_unsent(lease: Lease, ids: Sequence[int], tally: Tally) -> int:
     if not ids:
         return 0
     returned = _update_returning(
-        f"status = '{_S.QUEUED.value}', claim_key = NULL",
+        f"status = '{_S.QUEUED.value}', waits_alone = TRUE, claim_key = NULL",
         [],
         f"status = '{_S.SENDING.value}' AND claim_key = %s AND {among('id', ids)}",
         [lease.claim_key],
@@ -422,7 +424,7 @@ def _give_up_claims(claim_key: int, ids: Sequence[int], tally: Tally) -> int:
     if not ids:
         return 0
     released = _update_returning(
-        f"status = '{_S.QUEUED.value}', claim_key = NULL",
+        f"status = '{_S.QUEUED.value}', waits_alone = TRUE, claim_key = NULL",
         [],
         f"status = '{_S.CLAIMED.value}' AND claim_key = %s AND {among('id', ids)}",
         [claim_key],
@@ -437,20 +439,21 @@ def _give_up_claims(claim_key: int, ids: Sequence[int], tally: Tally) -> int:
 def cancel_waiting(campaign_id: int, size: int, now: datetime) -> int:
     """QUEUED and DEFERRED letters of a cancelled campaign -> CANCELLED, ``size`` at a time."""
     with transaction.atomic():
-        first = (
+        alone = (
             Delivery.objects.filter(
                 campaign_id=campaign_id,
                 is_test=False,
-                is_open=True,
+                waits_alone=True,
                 status__in=[_S.QUEUED, _S.DEFERRED],
             )
             .order_by("campaign_id", "due_at", "id")
             .select_for_update(skip_locked=True)
         )
         with in_order_of_an_index():
-            rows = list(first.values_list("id", "status")[:size])
+            rows = list(alone.values_list("id", "status")[:size])
+        rows += [(pk, _S.QUEUED) for pk in queue_pages.take(campaign_id, size - len(rows))]
         Delivery.objects.filter(pk__in=[pk for pk, _status in rows], status__in=WAITING).update(
-            status=_S.CANCELLED, settled_at=now
+            status=_S.CANCELLED, waits_alone=False, settled_at=now
         )
         tally = Tally(COMMON_SHARD)
         for _pk, status in rows:
@@ -490,7 +493,8 @@ def take_back(ids: Sequence[int], due_at: datetime, now: datetime) -> list[int]:
         tally = Tally(COMMON_SHARD)
         for source in (_S.SENT, _S.UNCONFIRMED):
             rows = _update_returning(
-                "status = %s, due_at = %s, queued_at = %s, claim_key = NULL, settled_at = NULL,"
+                "status = %s, waits_alone = TRUE, due_at = %s, queued_at = %s, claim_key = NULL,"
+                " settled_at = NULL,"
                 " attempts = CASE WHEN attempts > 0 THEN attempts - 1 ELSE 0 END",
                 [_S.QUEUED, due_at, now],
                 f"status = %s AND {among('id', ids)}",
@@ -513,7 +517,10 @@ def resolve(ids: Sequence[int], status: DeliveryStatus, now: datetime) -> list[i
     changes, values = (
         ("settled_at = %s", [now])
         if status is _S.SENT
-        else ("due_at = %s, queued_at = %s, claim_key = NULL, settled_at = NULL", [now, now])
+        else (
+            "waits_alone = TRUE, due_at = %s, queued_at = %s, claim_key = NULL, settled_at = NULL",
+            [now, now],
+        )
     )
     with transaction.atomic():
         rows = _update_returning(

@@ -16,7 +16,7 @@ from campaigns.models import (
     Suppression,
 )
 from campaigns.states import CampaignStatus, SubscriptionStatus
-from delivery.models import Claim, Delivery, ProviderState
+from delivery.models import Claim, Delivery, ProviderState, QueuePage
 from delivery.states import DeliveryStatus
 
 _S = DeliveryStatus
@@ -24,7 +24,9 @@ _DELIVERIES = Delivery._meta.db_table
 _CLAIMS = Claim._meta.db_table
 _CAMPAIGNS = Campaign._meta.db_table
 _TOTALS = CampaignTotals._meta.db_table
+_PAGES = QueuePage._meta.db_table
 _IS_WAITING = f"status IN ('{_S.QUEUED.value}', '{_S.DEFERRED.value}')"
+_IS_IN_HAND = f"status IN ('{_S.CLAIMED.value}', '{_S.SENDING.value}')"
 
 
 def _totals(changes: dict[str, str]) -> str:
@@ -56,8 +58,7 @@ OPENING = f"""
        AND (p.groups_held_until IS NULL OR p.groups_held_until <= %(now)s)
 """
 
-# The index delivery_open is in the order in which letters are taken: ordering by id would walk the
-# primary key over every finished letter. Sub-queries for one row each, not EXISTS: PostgreSQL would
+# Sub-queries for one row each, not EXISTS: PostgreSQL would
 # read the whole table of subscriptions into a hash table for each claim.
 _DUE = f"""
     SELECT d.id, d.campaign_id, d.edition_id, COALESCE(d.subscriber_id, 0) AS subscriber_id,
@@ -75,26 +76,34 @@ _DUE = f"""
       FROM {_DELIVERIES} d
       LEFT JOIN {Subscriber._meta.db_table} s ON s.id = d.subscriber_id
       LEFT JOIN {MailingList._meta.db_table} l ON l.id = d.mailing_list_id
-     WHERE {{which}} AND d.{_IS_WAITING} AND d.due_at <= {{now}}
+     WHERE {{which}} AND d.{_IS_WAITING}
 """
-_IN_ORDER = "ORDER BY d.campaign_id, d.due_at, d.id LIMIT {limit}"
-# Without is_open: so PostgreSQL has no choice but the index of test letters. It takes them for half
-# of a new campaign's, of which it has no statistics, and would look for them among all that wait.
+_DUE_BY = " AND d.due_at <= {now} ORDER BY d.campaign_id, d.due_at, d.id LIMIT {limit}"
+# Without waits_alone: so PostgreSQL has no choice but the index of test letters. It takes them for
+# half of a new campaign's, of which it has no statistics, and would look for them among all.
 _OF_TESTS = (
     f"d.is_test AND d.campaign_id IN (SELECT c.id FROM {_CAMPAIGNS} c"
     " WHERE c.provider IN ({names}))"
 )
-_OF_A_CAMPAIGN = "d.campaign_id = {campaign} AND NOT d.is_test AND d.is_open"
-
-
-def _due_by_position(which: str) -> str:
-    return (_DUE + _IN_ORDER).format(which=which, now="%s", limit="%s")
-
+_ALONE = "d.campaign_id = {campaign} AND NOT d.is_test AND d.waits_alone"
+# The campaign with a sign: so no database has a choice but the primary key. They are due as their
+# page is; were one passed over, it would be lost.
+_OF_A_PAGE = (
+    "d.id >= {first} AND d.id <= {last} AND +d.campaign_id = {campaign} AND NOT d.is_test"
+    " AND NOT d.waits_alone"
+)
+_BY_ID = " ORDER BY d.id LIMIT {limit}"
 
 # Each of these takes the moment and how many, after what it is about.
-DUE_OF_A_CAMPAIGN = _due_by_position(_OF_A_CAMPAIGN.format(campaign="%s"))
-DUE_OF_THESE = _due_by_position(_OF_A_CAMPAIGN.format(campaign="%s") + " AND {ids}")
-DUE_TESTS = _due_by_position(_OF_TESTS)
+_BY_POSITION = _DUE + _DUE_BY.format(now="%s", limit="%s")
+# The campaign, and the moment after which they are due.
+DUE_ALONE = _BY_POSITION.format(which=_ALONE.format(campaign="%s") + " AND d.due_at > %s")
+DUE_OF_THESE = _BY_POSITION.format(which=_ALONE.format(campaign="%s") + " AND {ids}")
+DUE_TESTS = _BY_POSITION.format(which=_OF_TESTS)
+# Takes the first id, the last, the campaign and how many.
+OF_A_PAGE = (_DUE + _BY_ID.format(limit="%s")).format(
+    which=_OF_A_PAGE.format(first="%s", last="%s", campaign="%s")
+)
 
 # Due rows as one JSON list of lists, which takes a fraction of the time of rows: no driver has to
 # make a Python value of each column.
@@ -121,7 +130,7 @@ DUE_AS_JSON = {
 _FORGET = (
     f"DELETE FROM {_CLAIMS} AS c WHERE c.claim_key = {{key}}"
     " AND NOT EXISTS (SELECT 1 FROM {elements} AS one"
-    f" WHERE (SELECT d.is_open AND d.claim_key = c.claim_key FROM {_DELIVERIES} d"
+    f" WHERE (SELECT d.{_IS_IN_HAND} AND d.claim_key = c.claim_key FROM {_DELIVERIES} d"
     " WHERE d.id = CAST(one.value AS bigint)))"
 )
 _LETTERS_OF_CLAIM = {
@@ -133,13 +142,29 @@ FORGET = {
     for vendor, elements in _LETTERS_OF_CLAIM.items()
 }
 
-_TESTS = _DUE.format(
-    which=_OF_TESTS.format(names=_NAMES),
-    now="%(now)s",
-) + _IN_ORDER.format(limit="%(wanted)s")
-_FIRSTS = _DUE.format(
-    which=_OF_A_CAMPAIGN.format(campaign="%(campaign)s"), now="%(now)s"
-) + _IN_ORDER.format(limit="%(wanted)s - (SELECT COUNT(*) FROM tests)")
+_TESTS = (_DUE + _DUE_BY).format(
+    which=_OF_TESTS.format(names=_NAMES), now="%(now)s", limit="%(wanted)s"
+)
+# What waits alone goes before a page that was queued later.
+_SINGLES = (_DUE + _DUE_BY).format(
+    which=_ALONE.format(campaign="%(campaign)s"),
+    now="COALESCE((SELECT due_at FROM page), %(now)s)",
+    limit="%(wanted)s - (SELECT COUNT(*) FROM tests)",
+)
+_ROOM = "%(wanted)s - (SELECT COUNT(*) FROM tests) - (SELECT COUNT(*) FROM singles)"
+_OF_PAGE = (_DUE + _BY_ID).format(
+    which=_OF_A_PAGE.format(
+        first="(SELECT next_id FROM page)",
+        last="(SELECT last_id FROM page)",
+        campaign="%(campaign)s",
+    ),
+    limit=_ROOM,
+)
+_FIRST_PAGE = (
+    f"SELECT id, next_id, last_id, due_at FROM {_PAGES}"
+    " WHERE campaign_id = %(campaign)s AND due_at <= %(now)s{and_if}"
+    " ORDER BY campaign_id, id LIMIT 1 FOR UPDATE"
+)
 _CLAIMED = _totals(
     {
         "queued": "-were_queued",
@@ -149,14 +174,45 @@ _CLAIMED = _totals(
     }
 )
 
-# The usual claim of one campaign's letters, and of test letters before them.
+# The usual claim of one campaign's letters, and of test letters before them. Of the first page that
+# nobody holds, or where all are held of the first; letters that somebody else has locked get a page
+# of their own, behind all others (queue_pages.turn). The second value says whether more are wanted
+# than the page held.
 CLAIM = f"""
-    WITH tests AS ({_TESTS} FOR UPDATE OF d SKIP LOCKED),
-    firsts AS ({_FIRSTS} FOR UPDATE OF d SKIP LOCKED),
-    due AS (SELECT * FROM tests UNION ALL SELECT * FROM firsts),
+    WITH free AS ({_FIRST_PAGE.format(and_if="")} SKIP LOCKED),
+    held AS ({_FIRST_PAGE.format(and_if=" AND NOT EXISTS (SELECT 1 FROM free)")}),
+    page AS (SELECT * FROM free UNION ALL SELECT * FROM held),
+    tests AS ({_TESTS} FOR UPDATE OF d SKIP LOCKED),
+    singles AS ({_SINGLES} FOR UPDATE OF d SKIP LOCKED),
+    of_page AS ({_OF_PAGE} FOR UPDATE OF d SKIP LOCKED),
+    taken AS (
+        SELECT page.*, letters < room AS has_room, letters,
+               CASE WHEN letters < room THEN last_id ELSE last_taken END AS up_to
+          FROM page, (SELECT {_ROOM} AS room, COUNT(*) AS letters, MAX(id) AS last_taken
+                        FROM of_page) AS of_it
+         WHERE room > 0
+    ), turned AS (
+        UPDATE {_PAGES} p SET next_id = up_to + 1 FROM taken
+         WHERE p.id = taken.id AND up_to < p.last_id
+    ), read AS (
+        DELETE FROM {_PAGES} p USING taken WHERE p.id = taken.id AND up_to = p.last_id
+    ), passed AS (
+        SELECT * FROM taken WHERE letters < (
+            SELECT COUNT(*) FROM {_DELIVERIES} d
+             WHERE {
+    _OF_A_PAGE.format(first="taken.next_id", last="taken.up_to", campaign="%(campaign)s")
+} AND d.{_IS_WAITING})
+    ), left_over AS (
+        INSERT INTO {_PAGES} (campaign_id, next_id, last_id, due_at)
+        SELECT %(campaign)s, next_id, up_to, due_at FROM passed
+    ),
+    due AS (
+        SELECT * FROM tests UNION ALL SELECT * FROM singles UNION ALL SELECT * FROM of_page
+    ),
     moved AS (
         UPDATE {_DELIVERIES} d
-           SET status = CASE WHEN due.is_wanted THEN '{_S.CLAIMED.value}'
+           SET waits_alone = FALSE,
+               status = CASE WHEN due.is_wanted THEN '{_S.CLAIMED.value}'
                              ELSE '{_S.SUPPRESSED.value}' END,
                claim_key = CASE WHEN due.is_wanted THEN %(key)s ELSE d.claim_key END,
                settled_at = CASE WHEN due.is_wanted THEN d.settled_at ELSE %(now)s END,
@@ -175,7 +231,8 @@ CLAIM = f"""
                COUNT(*) FILTER (WHERE status = '{_S.QUEUED.value}') AS were_queued
           FROM due WHERE NOT is_test GROUP BY campaign_id
     ), counted AS ({_CLAIMED})
-    {_AS_JSON["postgresql"].format(columns=_LETTER.format(attributes="attributes"))}
+    {_AS_JSON["postgresql"].format(columns=_LETTER.format(attributes="attributes"))},
+           COALESCE((SELECT has_room FROM taken), FALSE) AND NOT EXISTS (SELECT 1 FROM passed)
       FROM due WHERE is_wanted
 """
 

@@ -137,7 +137,7 @@ class Migration(migrations.Migration):
                 ('code', models.PositiveSmallIntegerField(null=True, verbose_name='code')),
                 ('reply', models.TextField(blank=True, verbose_name='last reply')),
                 ('queued_at', models.DateTimeField(verbose_name='queued')),
-                ('is_open', models.GeneratedField(db_persist=True, expression=models.Case(models.When(status__in=['claimed', 'deferred', 'queued', 'sending'], then=models.Value(True)), default=models.Value(False)), output_field=models.BooleanField())),
+                ('waits_alone', models.BooleanField(default=False, editable=False)),
                 ('unusual', models.GeneratedField(db_persist=True, expression=models.Case(models.When(status__in=['bounced', 'cancelled', 'expired', 'rejected', 'suppressed', 'unconfirmed'], then=models.F('status')), default=None), output_field=models.CharField(max_length=11, null=True))),
                 ('campaign', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='deliveries', to='campaigns.campaign')),
                 ('edition', models.ForeignKey(db_constraint=False, db_index=False, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='campaigns.edition')),
@@ -327,7 +327,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='delivery',
-            index=models.Index(condition=models.Q(('is_open', True)), fields=['campaign', 'due_at', 'id'], name='delivery_open'),
+            index=models.Index(condition=models.Q(('waits_alone', True)), fields=['campaign', 'due_at', 'id'], name='delivery_alone'),
         ),
         migrations.AddIndex(
             model_name='delivery',
@@ -336,6 +336,19 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name='delivery',
             index=models.Index(condition=models.Q(('is_test', True)), fields=['campaign', 'id'], name='delivery_tests'),
+        ),
+        migrations.CreateModel(
+            name='QueuePage',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('next_id', models.BigIntegerField()),
+                ('last_id', models.BigIntegerField()),
+                ('due_at', models.DateTimeField()),
+                ('campaign', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='+', to='campaigns.campaign')),
+            ],
+            options={
+                'indexes': [models.Index(fields=['campaign', 'id'], name='queue_page_in_order')],
+            },
         ),
         migrations.AddConstraint(
             model_name='delivery',

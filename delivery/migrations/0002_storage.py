@@ -10,7 +10,7 @@ through which index scans walk. Here it begins after 20,000 and a fiftieth.
 from django.db import migrations
 
 STORAGE = {
-    "fillfactor": 50,
+    "fillfactor": 40,
     "autovacuum_vacuum_scale_factor": 0.02,
     "autovacuum_vacuum_threshold": 20_000,
     "autovacuum_analyze_scale_factor": 0.05,

@@ -9,6 +9,7 @@ from typing import Any
 from campaigns.addresses import address_key
 from campaigns.models import Campaign, CampaignTotals, Edition, MailingList, Subscriber
 from delivery.models import Attempt, Delivery
+from delivery.states import WAITING
 
 
 def a_campaign(name: str = "Spring", **changes: Any) -> Campaign:
@@ -40,7 +41,7 @@ def a_letter(
     """A delivery in this state, and its place in the totals."""
     reader = to if isinstance(to, Subscriber) else None
     address = reader.email if reader else str(to)
-    changes = {"due_at": now, "queued_at": now, **changes}
+    changes = {"due_at": now, "queued_at": now, "waits_alone": status in WAITING, **changes}
     delivery = Delivery.objects.create(
         campaign=campaign,
         edition=campaign.editions.get(),

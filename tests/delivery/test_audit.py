@@ -205,6 +205,12 @@ PLANTED = {
         status="suppressed"
     ).update(settled_at=None),
     "in hand, and nobody holds a lease": unlease,
+    "waiting where no claim looks for them": lambda campaign, clock: moved(
+        campaign, letter("reader0@example.org"), "queued"
+    ),
+    "looked for by every claim, and not waiting": lambda campaign, clock: Delivery.objects.filter(
+        rcpt_to="reader0@example.org"
+    ).update(waits_alone=True),
     "waiting, and still claimed by somebody": lambda campaign, clock: moved(
         campaign, letter("reader0@example.org"), "queued", claim_key=4711
     ),

@@ -350,7 +350,7 @@ def test_a_look_for_free_letters_walks_along_the_index_of_waiting_letters(start,
         (look,) = [query["sql"] for query in queries if query["sql"].startswith("SELECT")]
         cursor.execute(f"{prefix} {look}")
         plan = " ".join(str(column) for row in cursor.fetchall() for column in row)
-    assert "delivery_open" in plan
+    assert "delivery_alone" in plan
     assert "TEMP B-TREE" not in plan
 
 
@@ -410,7 +410,7 @@ def test_a_person_opens_a_group_and_its_letters_come_behind_those_that_wait(star
 def test_calling_back_goes_on_where_time_ran_out(start, clock, monkeypatch):
     start(gmail_com=9)
     groups.hold("default", [("x@gmail.com", PAUSE)], clock())
-    Delivery.objects.update(due_at=the_group().paused_until)
+    Delivery.objects.update(due_at=the_group().paused_until, waits_alone=True)
     groups.resume(the_group(), clock())
     monkeypatch.setattr(groups, "AT_ONCE", 4)
     names_of = lambda alias: (alias,)  # noqa: E731

@@ -19,6 +19,8 @@ from delivery.models import Claim, Delivery
 from tests.delivery.rows import a_campaign, a_letter, a_reader
 
 pytestmark = pytest.mark.django_db
+BY_ID = "by id"
+BY_IDS = {"postgresql": "delivery_delivery_pkey", "sqlite": "USING INTEGER PRIMARY KEY (rowid>"}
 STATES = ["sent", "rejected", "queued", "sent", "bounced", "claimed", "deferred", "sent"]
 # Both tables of a page: what autovacuum noted of a table that was empty then makes other plans.
 ANALYZE = "ANALYZE campaigns_campaign, delivery_delivery"
@@ -192,8 +194,8 @@ def plans_of(read: Callable[[], object]) -> list[str]:
     [
         (Selection(), "delivery_once_per_subscriber"),
         (Selection(status="sent"), "delivery_once_per_subscriber"),
-        (Selection(status="queued"), "delivery_open"),
-        (Selection(status="deferred"), "delivery_open"),
+        (Selection(status="queued"), BY_ID),
+        (Selection(status="deferred"), "delivery_alone"),
         (Selection(status="bounced"), "delivery_unusual"),
         (Selection(status="rejected"), "delivery_unusual"),
         (Selection(status="unconfirmed"), "delivery_unusual"),
@@ -212,8 +214,10 @@ def test_the_walk_to_a_page_is_along_an_index_that_has_its_order(
                 a_letter(campaign, a_reader(address), now, state)
     if of_one_campaign:
         selection = replace(selection, campaign_id=campaign.pk)
-    walk = plans_of(lambda: pages_of(selection, 4).page(number))[0]
-    assert index in walk
+    plans = plans_of(lambda: pages_of(selection, 4).page(number))
+    # Where queued letters stand is asked first.
+    walk = plans[1 if selection.status == "queued" else 0]
+    assert BY_IDS[connection.vendor] in walk if index is BY_ID else index in walk
     assert "Sort" not in walk
     assert "TEMP B-TREE" not in walk
 

@@ -64,28 +64,32 @@ def plans_of_reading_the_queue() -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize(
-    "move",
+    ("move", "in_pages"),
     [
-        lambda campaign, lease, now: claiming.claim(lease, [campaign.pk], 5, now),
-        lambda campaign, lease, now: claiming.next_due([campaign.pk], ["default"]),
-        lambda campaign, lease, now: queue.cancel_waiting(campaign.pk, 5, now),
-        lambda campaign, lease, now: groups._move(campaign.pk, now, now),
+        (lambda campaign, lease, now: claiming.claim(lease, [campaign.pk], 5, now), True),
+        (lambda campaign, lease, now: claiming.next_due([campaign.pk], ["default"]), False),
+        (lambda campaign, lease, now: queue.cancel_waiting(campaign.pk, 5, now), True),
+        (lambda campaign, lease, now: groups._move(campaign.pk, now, now), False),
     ],
     ids=["claim", "next_due", "cancel_waiting", "call_back"],
 )
 def test_without_statistics_the_first_letters_are_not_looked_for_among_all(
-    mailing_list, lease, now, move, pooled
+    mailing_list, lease, now, move, in_pages, pooled
 ):
     """As at the start of a campaign, of which the statistics know nothing: its letters seem few,
     and all of them would be read and sorted for each claim."""
     campaign = without_statistics(mailing_list, now)
     with plans_of_reading_the_queue() as plans:
         move(campaign, lease, now)
-    (in_order,) = [plan for plan in plans if "delivery_tests" not in plan]
-    assert "Index Scan using delivery_open" in in_order
-    assert "Sort" not in in_order
+    alone, *of_a_page = [plan for plan in plans if "delivery_tests" not in plan]
+    assert "Index Scan using delivery_alone" in alone
+    assert "Sort" not in alone
+    assert len(of_a_page) == (2 if in_pages else 0)  # the letters, and how many stand there
+    for plan in of_a_page:
+        assert "delivery_delivery_pkey" in plan
+        assert "delivery_once_per_subscriber" not in plan
     # Nor are test letters looked for among all that wait.
-    assert not [plan for plan in plans if plan is not in_order and "delivery_open" in plan]
+    assert not [plan for plan in plans if "delivery_tests" in plan and "delivery_alone" in plan]
 
 
 def test_without_statistics_a_prepared_claim_does_not_look_among_all_either(
@@ -93,12 +97,15 @@ def test_without_statistics_a_prepared_claim_does_not_look_among_all_either(
 ):
     campaign = without_statistics(mailing_list, now)
     assert len(claiming.claim(lease, [campaign.pk], 5, now)) == 5
-    tests, _, firsts = plan_of("WITH tests").partition("CTE firsts")
-    firsts, _, _ = firsts.partition("CTE due")
+    plan = plan_of("WITH free")
+    tests, _, singles = plan.partition("CTE tests")[2].partition("CTE singles")
+    singles, _, of_page = singles.partition("CTE of_page")
+    of_page = of_page.partition("CTE taken")[0]
     assert "Index Scan using delivery_tests" in tests
-    assert "delivery_open" not in tests
-    assert "Index Scan using delivery_open" in firsts
-    assert "Sort" not in firsts
+    assert "delivery_alone" not in tests
+    assert "Index Scan using delivery_alone" in singles
+    assert "Index Scan using delivery_delivery_pkey" in of_page
+    assert "Sort" not in singles + of_page
 
 
 def without_statistics(mailing_list: MailingList, now: datetime) -> Campaign:
