@@ -25,7 +25,7 @@ class Delivery(models.Model):
     campaign = models.ForeignKey(
         Campaign, on_delete=models.CASCADE, related_name="deliveries", db_index=False
     )
-    # Edition and list are the same in whole pages of the queue, and PostgreSQL would look them up
+    # Edition and list are the same in whole pages of the audience, and PostgreSQL would look them up
     # for each letter, a quarter of the time of filling: Django keeps these references.
     edition = models.ForeignKey(
         Edition, on_delete=models.PROTECT, related_name="+", db_index=False, db_constraint=False

@@ -1,8 +1,8 @@
 """How PostgreSQL keeps the queue: room for the moves of a letter, and a vacuum that comes in time.
 
-Claimed and noted are HOT updates: they change no column that an index holds or looks at (is_open,
-unusual), and find room for both new versions on the same page with a fillfactor of 50, where the
-dead ones are pruned without a vacuum (benchmarks/claim.py --fillfactors 100 85 70 50). The default
+All moves of a usual letter are HOT updates: they change no column that an index holds or looks at
+(waits_alone, unusual), and find room for the new versions on the same page with a fillfactor of 40,
+where the dead ones are pruned without a vacuum (benchmarks/claim.py --fillfactors 70 50 40). The default
 autovacuum waits until a fifth of the table is dead: half a million rows in a campaign of a million,
 through which index scans walk. Here it begins after 20,000 and a fiftieth.
 """
