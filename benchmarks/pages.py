@@ -109,12 +109,14 @@ def fill(wanted: int) -> None:
                 """INSERT INTO delivery_delivery
                        (campaign_id, edition_id, subscriber_id, mailing_list_id, rcpt_to,
                         address_key, status, is_test, due_at, attempts, provider, handed_over_at,
-                        settled_at, code, reply, queued_at)
+                        settled_at, code, reply, queued_at, waits_alone, unusual)
                    SELECT %s, edition_id, subscriber_id, mailing_list_id, rcpt_to, address_key,
                           CASE WHEN id %% 100 = 0 THEN 'rejected' WHEN id %% 100 = 1 THEN 'bounced'
                                WHEN id %% 5000 = 2 THEN 'unconfirmed' ELSE 'sent' END,
                           is_test, due_at, attempts, provider, handed_over_at, settled_at, code,
-                          reply, queued_at
+                          reply, queued_at, false,
+                          CASE WHEN id %% 100 = 0 THEN 'rejected' WHEN id %% 100 = 1 THEN 'bounced'
+                               WHEN id %% 5000 = 2 THEN 'unconfirmed' END
                      FROM delivery_delivery WHERE campaign_id = %s""",
                 [copy.pk, source.pk],
             )

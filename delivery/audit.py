@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import connection, transaction
-from django.db.models import Count, Exists, OuterRef, Q, QuerySet
+from django.db.models import Count, Exists, F, OuterRef, Q, QuerySet
 from django.db.models.expressions import Combinable
 from django.dispatch import Signal
 from django.utils.translation import gettext as _
@@ -29,7 +29,7 @@ from campaigns.states import CampaignStatus, SubscriptionStatus
 from delivery import leases, queue_pages
 from delivery.models import Attempt, Delivery, Resolution, WorkerLease
 from delivery.reclaim import PATIENCE_WITH_THE_LIVING
-from delivery.states import FINAL, IN_HAND, WAITING, DeliveryStatus
+from delivery.states import FINAL, IN_HAND, UNUSUAL, WAITING, DeliveryStatus
 
 # Which letters came back? Argument: campaign_id. Receivers return a QuerySet of delivery ids.
 bounced_asked = Signal()
@@ -229,6 +229,13 @@ def _stranded(campaign: Campaign, letters: QuerySet[Delivery]) -> Iterator[Imbal
     yield from _unexplained(
         letters.filter(waits_alone=True).exclude(status__in=WAITING),
         _("looked for by every claim, and not waiting"),
+    )
+    yield from _unexplained(
+        letters.filter(
+            Q(status__in=UNUSUAL) & ~Q(unusual=F("status"))
+            | Q(unusual__isnull=False) & ~Q(status__in=UNUSUAL)
+        ),
+        _("listed under another state than their own"),
     )
 
 

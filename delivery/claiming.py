@@ -245,7 +245,7 @@ def _move_waiting(
     with connection.cursor() as cursor:
         cursor.execute(
             f"UPDATE {Delivery._meta.db_table}"
-            f" SET status = '{target.value}', waits_alone = FALSE, {changes}"
+            f" SET {statements.MOVED_TO[target]}, {changes}"
             f" WHERE {among('id', [claimed.id for claimed, _status in rows])}"
             f" AND status IN ('{_S.QUEUED.value}', '{_S.DEFERRED.value}')",
             values,

@@ -158,7 +158,7 @@ def _hand_over(
     if not ids:
         return []
     rows = _update_returning(
-        f"status = '{_S.SENDING.value}', handed_over_at = %s, provider = %s",
+        f"{statements.MOVED_TO[_S.SENDING]}, handed_over_at = %s, provider = %s",
         [now, lease.provider],
         f"status = '{_S.CLAIMED.value}' AND claim_key = %s AND {among('id', ids)}"
         f" AND {statements.MAY_LEAVE.format(provider='%s', now='%s', groups_held='%s')}",
@@ -283,12 +283,12 @@ def _update_settled(
 ) -> list[tuple[int, int, bool]]:
     """One UPDATE for all outcomes of a wave that are no acceptance. VALUES names its columns
     column1, column2 ... on both databases."""
-    row = "(%s, %s, %s, %s, %s, %s)"
+    row = "(%s, %s, %s, %s, %s, %s, %s, %s)"
     values: list[Any] = []
     for claimed, _outcome, settlement in settled:
         values += [
             claimed.id,
-            settlement.status.value,
+            *Delivery.of_state(settlement.status).values(),
             claimed.attempts + settlement.used_an_attempt,
             as_parameter(settlement.due_at or now),
             settlement.reply.code,
@@ -296,15 +296,15 @@ def _update_settled(
         ]
     table = Delivery._meta.db_table
     is_postgresql = connection.vendor == "postgresql"
-    waiting = ", ".join(f"'{status.value}'" for status in sorted(WAITING))
-    due_at = "CAST(v.column4 AS timestamptz)" if is_postgresql else "v.column4"
+    due_at = "CAST(v.column6 AS timestamptz)" if is_postgresql else "v.column6"
     with connection.cursor() as cursor:
         cursor.execute(
             f"""
             UPDATE {table}
-               SET status = v.column2, waits_alone = v.column2 IN ({waiting}),
-                   claim_key = NULL, attempts = v.column3, due_at = {due_at},
-                   code = CAST(v.column5 AS smallint), reply = v.column6, settled_at = %s
+               SET status = v.column2, waits_alone = CAST(v.column3 AS boolean),
+                   unusual = CAST(v.column4 AS varchar), claim_key = NULL,
+                   attempts = v.column5, due_at = {due_at},
+                   code = CAST(v.column7 AS smallint), reply = v.column8, settled_at = %s
               FROM (VALUES {", ".join([row] * len(settled))}) AS v
              WHERE {table}.id = v.column1 AND {table}.claim_key = %s AND {table}.status = %s
             RETURNING {table}.id, {table}.campaign_id, {table}.is_test
@@ -375,7 +375,7 @@ def _return_unsent(lease: Lease, ids: Sequence[int], tally: Tally) -> int:
     if not ids:
         return 0
     returned = _update_returning(
-        f"status = '{_S.QUEUED.value}', waits_alone = TRUE, claim_key = NULL",
+        f"{statements.MOVED_TO[_S.QUEUED]}, claim_key = NULL",
         [],
         f"status = '{_S.SENDING.value}' AND claim_key = %s AND {among('id', ids)}",
         [lease.claim_key],
@@ -395,8 +395,9 @@ def doubt(lease: Lease, now: datetime) -> int:
     if not ids:
         return 0
     doubtful = _update_returning(
-        "status = %s, settled_at = %s, reply = %s, attempts = attempts + 1",
-        [_S.UNCONFIRMED, now, text],
+        f"{statements.MOVED_TO[_S.UNCONFIRMED]}, settled_at = %s, reply = %s,"
+        " attempts = attempts + 1",
+        [now, text],
         f"status = %s AND claim_key = %s AND {among('id', ids)}",
         [_S.SENDING, lease.claim_key],
     )
@@ -424,7 +425,7 @@ def _give_up_claims(claim_key: int, ids: Sequence[int], tally: Tally) -> int:
     if not ids:
         return 0
     released = _update_returning(
-        f"status = '{_S.QUEUED.value}', waits_alone = TRUE, claim_key = NULL",
+        f"{statements.MOVED_TO[_S.QUEUED]}, claim_key = NULL",
         [],
         f"status = '{_S.CLAIMED.value}' AND claim_key = %s AND {among('id', ids)}",
         [claim_key],
@@ -453,7 +454,7 @@ def cancel_waiting(campaign_id: int, size: int, now: datetime) -> int:
             rows = list(alone.values_list("id", "status")[:size])
         rows += [(pk, _S.QUEUED) for pk in queue_pages.take(campaign_id, size - len(rows))]
         Delivery.objects.filter(pk__in=[pk for pk, _status in rows], status__in=WAITING).update(
-            status=_S.CANCELLED, waits_alone=False, settled_at=now
+            **Delivery.of_state(_S.CANCELLED), settled_at=now
         )
         tally = Tally(COMMON_SHARD)
         for _pk, status in rows:
@@ -474,7 +475,9 @@ def mark_all_bounced(delivery_ids: Sequence[int]) -> set[int]:
         .values_list("pk", "campaign_id", "is_test", "status")
     )
     if rows:
-        Delivery.objects.filter(pk__in=[row[0] for row in rows]).update(status=_S.BOUNCED)
+        Delivery.objects.filter(pk__in=[row[0] for row in rows]).update(
+            **Delivery.of_state(_S.BOUNCED)
+        )
         tally = Tally(COMMON_SHARD)
         for _pk, campaign_id, is_test, source in rows:
             tally.add(campaign_id, is_test, source, _S.BOUNCED, 1)
@@ -493,10 +496,10 @@ def take_back(ids: Sequence[int], due_at: datetime, now: datetime) -> list[int]:
         tally = Tally(COMMON_SHARD)
         for source in (_S.SENT, _S.UNCONFIRMED):
             rows = _update_returning(
-                "status = %s, waits_alone = TRUE, due_at = %s, queued_at = %s, claim_key = NULL,"
-                " settled_at = NULL,"
+                f"{statements.MOVED_TO[_S.QUEUED]}, due_at = %s, queued_at = %s,"
+                " claim_key = NULL, settled_at = NULL,"
                 " attempts = CASE WHEN attempts > 0 THEN attempts - 1 ELSE 0 END",
-                [_S.QUEUED, due_at, now],
+                [due_at, now],
                 f"status = %s AND {among('id', ids)}",
                 [source],
             )
@@ -517,15 +520,12 @@ def resolve(ids: Sequence[int], status: DeliveryStatus, now: datetime) -> list[i
     changes, values = (
         ("settled_at = %s", [now])
         if status is _S.SENT
-        else (
-            "waits_alone = TRUE, due_at = %s, queued_at = %s, claim_key = NULL, settled_at = NULL",
-            [now, now],
-        )
+        else ("due_at = %s, queued_at = %s, claim_key = NULL, settled_at = NULL", [now, now])
     )
     with transaction.atomic():
         rows = _update_returning(
-            f"status = %s, {changes}",
-            [status, *values],
+            f"{statements.MOVED_TO[status]}, {changes}",
+            values,
             f"status = %s AND {among('id', ids)}",
             [_S.UNCONFIRMED],
         )

@@ -19,12 +19,24 @@ from campaigns.states import CampaignStatus, SubscriptionStatus
 from delivery.models import Claim, Delivery, ProviderState, QueuePage
 from delivery.states import DeliveryStatus
 
+
+def _literal(value: str | bool | None) -> str:
+    if isinstance(value, str):
+        return f"'{value}'"
+    return "NULL" if value is None else str(value).upper()
+
+
 _S = DeliveryStatus
 _DELIVERIES = Delivery._meta.db_table
 _CLAIMS = Claim._meta.db_table
 _CAMPAIGNS = Campaign._meta.db_table
 _TOTALS = CampaignTotals._meta.db_table
 _PAGES = QueuePage._meta.db_table
+# What a move to each state writes besides what is its own.
+MOVED_TO = {
+    status: ", ".join(f"{name} = {_literal(value)}" for name, value in columns.items())
+    for status, columns in ((status, Delivery.of_state(status)) for status in DeliveryStatus)
+}
 _IS_WAITING = f"status IN ('{_S.QUEUED.value}', '{_S.DEFERRED.value}')"
 _IS_IN_HAND = f"status IN ('{_S.CLAIMED.value}', '{_S.SENDING.value}')"
 
@@ -214,6 +226,7 @@ CLAIM = f"""
            SET waits_alone = FALSE,
                status = CASE WHEN due.is_wanted THEN '{_S.CLAIMED.value}'
                              ELSE '{_S.SUPPRESSED.value}' END,
+               unusual = CASE WHEN due.is_wanted THEN NULL ELSE '{_S.SUPPRESSED.value}' END,
                claim_key = CASE WHEN due.is_wanted THEN %(key)s ELSE d.claim_key END,
                settled_at = CASE WHEN due.is_wanted THEN d.settled_at ELSE %(now)s END,
                reply = CASE WHEN due.is_wanted THEN d.reply ELSE '' END
@@ -242,7 +255,7 @@ CLAIM = f"""
 # has to walk through it. PostgreSQL takes it for a hundred rows, whatever is in it, and may read
 # the whole table for them: so the ids are named once more.
 SENT = (
-    f"status = '{_S.SENT.value}', claim_key = NULL, attempts = v.attempts, code = v.code,"
+    f"{MOVED_TO[_S.SENT]}, claim_key = NULL, attempts = v.attempts, code = v.code,"
     " reply = v.reply, settled_at = {now}"
 )
 # A list of (id, attempts, code, reply), as rows; {outcomes} is the parameter.
@@ -280,7 +293,7 @@ EXCHANGE = f"""
         RETURNING d.id, d.campaign_id, d.is_test
     ), noted AS (
         UPDATE {_DELIVERIES}
-           SET status = '{_S.SENDING.value}', handed_over_at = %(now)s, provider = %(provider)s
+           SET {MOVED_TO[_S.SENDING]}, handed_over_at = %(now)s, provider = %(provider)s
          WHERE {{wave}} AND status = '{_S.CLAIMED.value}' AND claim_key = %(key)s
            AND {_MAY_LEAVE_BY_NAME}
         RETURNING id, campaign_id, is_test

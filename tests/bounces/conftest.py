@@ -78,7 +78,7 @@ def deliver(campaign: Campaign, now: datetime) -> Deliver:
             edition=edition,
             rcpt_to=rcpt_to,
             address_key=address_key(rcpt_to),
-            status=status,
+            **Delivery.of_state(DeliveryStatus(status)),
             is_test=is_test,
             due_at=now - ago,
             queued_at=now - ago,

@@ -9,7 +9,7 @@ from typing import Any
 from campaigns.addresses import address_key
 from campaigns.models import Campaign, CampaignTotals, Edition, MailingList, Subscriber
 from delivery.models import Attempt, Delivery
-from delivery.states import WAITING
+from delivery.states import DeliveryStatus
 
 
 def a_campaign(name: str = "Spring", **changes: Any) -> Campaign:
@@ -41,14 +41,14 @@ def a_letter(
     """A delivery in this state, and its place in the totals."""
     reader = to if isinstance(to, Subscriber) else None
     address = reader.email if reader else str(to)
-    changes = {"due_at": now, "queued_at": now, "waits_alone": status in WAITING, **changes}
+    changes = {"due_at": now, "queued_at": now, **changes}
     delivery = Delivery.objects.create(
         campaign=campaign,
         edition=campaign.editions.get(),
         subscriber=reader,
         rcpt_to=address,
         address_key=address_key(address),
-        status=status,
+        **Delivery.of_state(DeliveryStatus(status)),
         **changes,
     )
     if not delivery.is_test:

@@ -17,6 +17,7 @@ from delivery.audit import audit_campaign, audit_leases
 from delivery.models import Attempt, Delivery, Resolution, WorkerLease
 from delivery.outcomes import Accepted, Deferred, Phase, Rejected, Reply, Unconfirmed
 from delivery.providers.memory import MemoryProvider
+from delivery.states import DeliveryStatus
 from tests.delivery.conftest import coordinate, hand_over, run_slice, statuses
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -77,7 +78,8 @@ def moved(campaign: Campaign, delivery: Delivery, status: str, **changes) -> Non
     """A move behind the engine's back, with the totals kept: only the history is wrong."""
     CampaignTotals.add(campaign.pk, 0, {delivery.status: -1})
     CampaignTotals.add(campaign.pk, 0, {status: 1})
-    Delivery.objects.filter(pk=delivery.pk).update(status=status, **changes)
+    columns = Delivery.of_state(DeliveryStatus(status)) | {"waits_alone": False}
+    Delivery.objects.filter(pk=delivery.pk).update(**columns, **changes)
 
 
 def bounced(campaign: Campaign, delivery: Delivery, now) -> None:
@@ -208,6 +210,9 @@ PLANTED = {
     "waiting where no claim looks for them": lambda campaign, clock: moved(
         campaign, letter("reader0@example.org"), "queued"
     ),
+    "listed under another state than their own": lambda campaign, clock: Delivery.objects.filter(
+        status="rejected"
+    ).update(unusual=None),
     "looked for by every claim, and not waiting": lambda campaign, clock: Delivery.objects.filter(
         rcpt_to="reader0@example.org"
     ).update(waits_alone=True),

@@ -16,6 +16,7 @@ from campaigns.models import Campaign, CampaignTotals, Subscriber
 from delivery import listing
 from delivery.listing import Selection, pages_of
 from delivery.models import Claim, Delivery
+from delivery.states import DeliveryStatus
 from tests.delivery.rows import a_campaign, a_letter, a_reader
 
 pytestmark = pytest.mark.django_db
@@ -278,7 +279,7 @@ def many_letters(
             subscriber=reader,
             rcpt_to=reader.email,
             address_key=reader.address_key,
-            status=status,
+            **Delivery.of_state(DeliveryStatus(status)),
             due_at=now,
             queued_at=now,
         )

@@ -373,7 +373,7 @@ def test_cancelling_ends_what_waits_and_nothing_else(campaign, lease, now):
 @pytest.mark.parametrize("state", ["sent", "unconfirmed"])
 def test_a_bounce_moves_a_sent_letter_once(campaign, now, state):
     row = Delivery.objects.first()
-    Delivery.objects.filter(pk=row.pk).update(status=state)
+    Delivery.objects.filter(pk=row.pk).update(**Delivery.of_state(S(state)))
     CampaignTotals.add(campaign.pk, 0, {"queued": -1, state: 1})
     assert queue.mark_all_bounced([row.pk])
     assert not queue.mark_all_bounced([row.pk])
