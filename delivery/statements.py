@@ -98,8 +98,8 @@ _OF_TESTS = (
     " WHERE c.provider IN ({names}))"
 )
 _ALONE = "d.campaign_id = {campaign} AND NOT d.is_test AND d.waits_alone"
-# The campaign with a sign: so no database has a choice but the primary key. They are due as their
-# page is; were one passed over, it would be lost.
+# The campaign with a sign: so no database has a choice but the primary key. Of when they are due
+# only their page says: one that was passed over for it would be lost.
 _OF_A_PAGE = (
     "d.id >= {first} AND d.id <= {last} AND +d.campaign_id = {campaign} AND NOT d.is_test"
     " AND NOT d.waits_alone"
@@ -177,6 +177,10 @@ _FIRST_PAGE = (
     " WHERE campaign_id = %(campaign)s AND due_at <= %(now)s{and_if}"
     " ORDER BY campaign_id, id LIMIT 1 FOR UPDATE"
 )
+_STANDING = (
+    _OF_A_PAGE.format(first="taken.next_id", last="taken.up_to", campaign="%(campaign)s")
+    + f" AND d.{_IS_WAITING}"
+)
 _CLAIMED = _totals(
     {
         "queued": "-were_queued",
@@ -208,15 +212,11 @@ CLAIM = f"""
          WHERE p.id = taken.id AND up_to < p.last_id
     ), read AS (
         DELETE FROM {_PAGES} p USING taken WHERE p.id = taken.id AND up_to = p.last_id
-    ), passed AS (
-        SELECT * FROM taken WHERE letters < (
-            SELECT COUNT(*) FROM {_DELIVERIES} d
-             WHERE {
-    _OF_A_PAGE.format(first="taken.next_id", last="taken.up_to", campaign="%(campaign)s")
-} AND d.{_IS_WAITING})
+    ), passed_over AS (
+        SELECT * FROM taken WHERE letters < (SELECT COUNT(*) FROM {_DELIVERIES} d WHERE {_STANDING})
     ), left_over AS (
         INSERT INTO {_PAGES} (campaign_id, next_id, last_id, due_at)
-        SELECT %(campaign)s, next_id, up_to, due_at FROM passed
+        SELECT %(campaign)s, next_id, up_to, due_at FROM passed_over
     ),
     due AS (
         SELECT * FROM tests UNION ALL SELECT * FROM singles UNION ALL SELECT * FROM of_page
@@ -245,7 +245,8 @@ CLAIM = f"""
           FROM due WHERE NOT is_test GROUP BY campaign_id
     ), counted AS ({_CLAIMED})
     {_AS_JSON["postgresql"].format(columns=_LETTER.format(attributes="attributes"))},
-           COALESCE((SELECT has_room FROM taken), FALSE) AND NOT EXISTS (SELECT 1 FROM passed)
+           COALESCE((SELECT has_room FROM taken), FALSE)
+               AND NOT EXISTS (SELECT 1 FROM passed_over)
       FROM due WHERE is_wanted
 """
 
