@@ -242,10 +242,9 @@ class LettersByCampaign(DeliveryPaginator):
                 return _fetched(letters, readers, "subscriber_id")
             # Of readers who were erased: nothing in this index tells their letters apart.
         rows = self._rows([campaign_id])
-        with contextlib.ExitStack() as stack:
-            if self.selection.status == DeliveryStatus.QUEUED:
-                # Of a campaign that was just filled: PostgreSQL takes its letters for few.
-                stack.enter_context(in_order_of_an_index())
+        is_queued = self.selection.status == DeliveryStatus.QUEUED
+        # Of a campaign that was just filled: PostgreSQL takes its letters for few.
+        with in_order_of_an_index() if is_queued else contextlib.nullcontext():
             ids = _walk(_only(rows.order_by(*self.selection.order_in_campaign), "pk"), part)
         return _fetched(_letters().filter(pk__in=ids), ids, "pk")
 
