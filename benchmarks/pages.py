@@ -111,13 +111,13 @@ def fill(wanted: int) -> None:
                         address_key, status, is_test, due_at, attempts, provider, handed_over_at,
                         settled_at, code, reply, queued_at, waits_alone, unusual)
                    SELECT %s, edition_id, subscriber_id, mailing_list_id, rcpt_to, address_key,
-                          CASE WHEN id %% 100 = 0 THEN 'rejected' WHEN id %% 100 = 1 THEN 'bounced'
-                               WHEN id %% 5000 = 2 THEN 'unconfirmed' ELSE 'sent' END,
-                          is_test, due_at, attempts, provider, handed_over_at, settled_at, code,
-                          reply, queued_at, false,
-                          CASE WHEN id %% 100 = 0 THEN 'rejected' WHEN id %% 100 = 1 THEN 'bounced'
-                               WHEN id %% 5000 = 2 THEN 'unconfirmed' END
-                     FROM delivery_delivery WHERE campaign_id = %s""",
+                          state, is_test, due_at, attempts, provider, handed_over_at, settled_at,
+                          code, reply, queued_at, false, NULLIF(state, 'sent')
+                     FROM (SELECT *, CASE WHEN id %% 100 = 0 THEN 'rejected'
+                                          WHEN id %% 100 = 1 THEN 'bounced'
+                                          WHEN id %% 5000 = 2 THEN 'unconfirmed'
+                                          ELSE 'sent' END AS state
+                             FROM delivery_delivery WHERE campaign_id = %s) AS source""",
                 [copy.pk, source.pk],
             )
             cursor.execute(

@@ -79,7 +79,7 @@ def audit_campaign(campaign_id: int) -> CampaignAudit:
             *_sums(campaign, totals, counted),
             *_doubles(letters),
             *_histories(campaign, letters),
-            *_stranded(campaign, letters),
+            *_whereabouts(campaign, letters),
             *_holders(letters),
         ]
         return CampaignAudit(campaign, totals["eligible"], counted, imbalances)
@@ -218,7 +218,8 @@ def _taken_out_for_nothing(campaign: Campaign) -> Combinable | Q:
     return ~Exists(suppressed) & Exists(on_a_list) & ~Exists(left_once)
 
 
-def _stranded(campaign: Campaign, letters: QuerySet[Delivery]) -> Iterator[Imbalance]:
+def _whereabouts(campaign: Campaign, letters: QuerySet[Delivery]) -> Iterator[Imbalance]:
+    """Claims and lists look in pages and indexes, not at the state itself."""
     in_a_page = Q(pk__in=())
     for first_id, last_id in queue_pages.stretches(campaign.pk):
         in_a_page |= Q(pk__gte=first_id, pk__lte=last_id)

@@ -179,8 +179,7 @@ def _lock_first(
     """What waits alone goes before a page that was queued later."""
     rows: list[tuple[Claimed, DeliveryStatus, bool]] = []
     looked_up_to = datetime.min.replace(tzinfo=UTC)
-    goes_on = True
-    while goes_on and len(rows) < limit:
+    while len(rows) < limit:
         page = queue_pages.first(campaign_id, due_by=now)
         due_by = page.due_at if page is not None else now
         moments = [as_parameter(looked_up_to), as_parameter(due_by)]
@@ -190,8 +189,9 @@ def _lock_first(
             break
         room = limit - len(rows)
         of_page = _lock_due(statements.OF_A_PAGE, [page.next_id, page.last_id, campaign_id], room)
-        goes_on = queue_pages.turn(page, [claimed.id for claimed, _s, _w in of_page], room)
         rows += of_page
+        if not queue_pages.turn(page, [claimed.id for claimed, _s, _w in of_page], room):
+            break
         looked_up_to = due_by
     return rows
 

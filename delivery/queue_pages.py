@@ -43,11 +43,11 @@ def write(campaign_id: int, end: int, due_at: datetime) -> None:
     QueuePage.objects.bulk_create(
         QueuePage(
             campaign_id=campaign_id,
-            next_id=first,
-            last_id=min(first + SIZE - 1, new["last"]),
+            next_id=next_id,
+            last_id=min(next_id + SIZE - 1, new["last"]),
             due_at=due_at,
         )
-        for first in range(new["first"], new["last"] + 1, SIZE)
+        for next_id in range(new["first"], new["last"] + 1, SIZE)
     )
 
 

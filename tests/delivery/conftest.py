@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
-from django.db import connection
+from django.db import connection, connections
 
 from campaigns.addresses import address_key
 from campaigns.editions import freeze
@@ -24,6 +25,7 @@ from delivery.session import Session
 from delivery.sql import Statement, Steps
 from delivery.worker import Slice, Worker
 
+T = TypeVar("T")
 # The letter of a reader whose first name is Zero cannot be written.
 HTML = (
     '<p>Good day {{ first_name | default("reader") }}!</p>'
@@ -227,6 +229,36 @@ def asking(*statements: str, **parameters: Any) -> Steps[list[Any]]:
         assert answer is not None
         answers.append(answer[0])
     return answers
+
+
+@pytest.fixture
+def pooled(db, monkeypatch) -> None:
+    """Behind a pooler of transactions, on a connection that has never prepared anything."""
+    monkeypatch.setitem(connection.settings_dict, "DISABLE_SERVER_SIDE_CURSORS", True)
+    connection.close()
+
+
+@pytest.fixture(params=["prepared", "pooled"])
+def either_way(request) -> None:
+    """The usual claim, as one prepared statement, and the one behind a pooler."""
+    if request.param == "pooled":
+        request.getfixturevalue("pooled")
+
+
+def beside(patience: str, unit: Callable[[], T]) -> T:
+    """What it returns, run on a connection of its own, which waits so long for locks;
+    OperationalError then."""
+
+    def run() -> T:
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(f"SET lock_timeout = '{patience}'")
+            return unit()
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(run).result()
 
 
 def statuses(campaign: Campaign) -> dict[str, int]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from random import Random
 
 import pytest
-from django.db import connection, connections, transaction
+from django.db import transaction
 
 from campaigns.models import Campaign
 from delivery import claiming, filling, queue, queue_pages
@@ -17,7 +16,7 @@ from delivery.models import Delivery, QueuePage
 from delivery.outcomes import Accepted, Deferred, Phase, Reply
 from delivery.settlement import Settlement
 from delivery.states import IN_HAND, DeliveryStatus
-from tests.delivery.conftest import hand_over, make_campaign, make_unfilled, statuses
+from tests.delivery.conftest import beside, hand_over, make_campaign, make_unfilled, statuses
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -224,34 +223,12 @@ def test_whatever_happens_each_waiting_letter_is_found_once(mailing_list, lease,
 # ------------------------------------------------------------------------------------- at once
 
 
-def beside(unit):
-    """What a unit of work on a connection of its own returns."""
-
-    def run():
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute("SET lock_timeout = '2s'")
-            return unit()
-        finally:
-            connections.close_all()
-
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(run).result()
-
-
-@pytest.fixture(params=["prepared", "unit"])
-def either_way(request, monkeypatch) -> None:
-    """The usual claim, and the one behind a pooler."""
-    if request.param == "unit":
-        monkeypatch.setitem(connection.settings_dict, "DISABLE_SERVER_SIDE_CURSORS", True)
-
-
 @pytest.mark.postgresql
 def test_claims_at_once_read_different_pages(campaign, lease, now, either_way):
     letters = ids()
     with transaction.atomic():
         queue_pages.first(campaign.pk)
-        assert beside(lambda: claimed(lease, campaign, 3, now)) == letters[4:7]
+        assert beside("2s", lambda: claimed(lease, campaign, 3, now)) == letters[4:7]
 
 
 @pytest.mark.postgresql
@@ -260,14 +237,14 @@ def test_letters_that_somebody_else_holds_get_a_page_of_their_own(campaign, leas
     letters = ids()
     with transaction.atomic():
         list(Delivery.objects.select_for_update().filter(pk__in=[letters[1], letters[3]]))
-        assert beside(lambda: claimed(lease, campaign, 2, now)) == [letters[0], letters[2]]
+        assert beside("2s", lambda: claimed(lease, campaign, 2, now)) == [letters[0], letters[2]]
         assert pages()[-1] == (letters[0], letters[2])
-        taken = beside(lambda: claimed(lease, campaign, 9, now))
-        taken += beside(lambda: claimed(lease, campaign, 9, now))
+        taken = beside("2s", lambda: claimed(lease, campaign, 9, now))
+        taken += beside("2s", lambda: claimed(lease, campaign, 9, now))
         assert sorted(taken) == letters[4:]
         assert is_sound(campaign)
         # Nothing else is left.
-        assert beside(lambda: claimed(lease, campaign, 9, now)) == []
+        assert beside("2s", lambda: claimed(lease, campaign, 9, now)) == []
     assert sorted(claimed(lease, campaign, 9, now) + claimed(lease, campaign, 9, now)) == [
         letters[1],
         letters[3],

@@ -4,14 +4,13 @@ whom."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from django.db import connection, connections, transaction
+from django.db import connection, transaction
 from django.db.utils import OperationalError
 
 from campaigns.models import Campaign, CampaignTotals, MailingList, Subscription, Suppression
@@ -24,6 +23,7 @@ from delivery.sql import in_order_of_an_index, run_prepared
 from delivery.states import DeliveryStatus
 from tests.delivery.conftest import (
     asking,
+    beside,
     make_campaign,
     make_readers,
     make_unfilled,
@@ -34,13 +34,6 @@ from tests.delivery.conftest import (
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.postgresql]
 
 OK = Reply(Phase.FINAL_DOT, 250, "2.0.0 Ok: queued as 1A2B")
-
-
-@pytest.fixture
-def pooled(db, monkeypatch) -> None:
-    """Behind a pooler of transactions, on a connection that has never prepared anything."""
-    monkeypatch.setitem(connection.settings_dict, "DISABLE_SERVER_SIDE_CURSORS", True)
-    connection.close()
 
 
 # ------------------------------------------------------------------------------------ the plans
@@ -133,21 +126,6 @@ def test_nothing_but_the_query_in_order_is_planned_without_sorting():
 
 
 # ---------------------------------------------------------------------------------- what waits
-
-
-def beside(patience: str, unit: Callable[[], object]) -> None:
-    """Runs it on a connection of its own, which waits so long for locks. OperationalError then."""
-
-    def run() -> None:
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute(f"SET lock_timeout = '{patience}'")
-            unit()
-        finally:
-            connections.close_all()
-
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(run).result()
 
 
 def test_a_page_that_is_being_filled_stops_no_worker(mailing_list, now):
@@ -256,12 +234,6 @@ def test_an_error_of_a_prepared_statement_is_djangos(db):
 
 
 # ---------------------------------------------------------------- a claim, in one statement or many
-
-
-@pytest.fixture(params=["prepared", "pooled"])
-def either_way(request) -> None:
-    if request.param == "pooled":
-        request.getfixturevalue("pooled")
 
 
 def test_a_claim_brings_all_that_a_letter_needs(mailing_list, lease, now, either_way):
