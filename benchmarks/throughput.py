@@ -10,11 +10,12 @@ slice after slice, with the flight recorder. Not a whole django-q2 cluster: its 
 tasks every half a second, which is nothing in a campaign of minutes and much in one of two
 seconds. ``--cluster`` uses one all the same.
 
-The processes are started first and wait, then the clock runs. As in an installation, the
-coordinator wakes the workers when the first page of the queue is filled, and fills the others while
-they send. The last line is ``{"enqueue_s", "send_s", "recorded"}``: seconds until the workers are
-woken, seconds from there to the last outcome stored (together the whole), deliveries whose final
-outcome is stored. Run it on a database of its own: it migrates it and leaves its readers there.
+The processes are started first, make a round with nothing to do and wait, then the clock runs: in
+an installation they have run for hours. As there, the coordinator wakes the workers when the first
+page of the queue is filled, and fills the others while they send. The last line is
+``{"enqueue_s", "send_s", "recorded"}``: seconds until the workers are woken, seconds from there to
+the last outcome stored (together the whole), deliveries whose final outcome is stored. Run it on a
+database of its own: it migrates it and leaves its readers there.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ def as_worker() -> None:
     django.setup()
     from delivery.tasks import run_worker
 
+    run_worker("default")  # as it did many times before in an installation
     print("ready", flush=True)
     sys.stdin.readline()
     started = time.process_time()
@@ -285,6 +287,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     adopt(delivery_settings(), timezone.now())
     with tempfile.TemporaryDirectory(prefix="pennypost-csv-") as folder:
         list_id = import_readers(args.recipients, Path(folder))
+    coordinate()  # as every minute in an installation
     campaign_id = make_campaign(list_id)
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:

@@ -43,11 +43,18 @@ WIDTHS: dict[Purpose, tuple[int, ...]] = {
 }
 
 
+class LetterTokens(NamedTuple):
+    """What a letter to one reader carries."""
+
+    return_path: str
+    message_id: str
+    unsubscribe: str
+
+
 class _Ready(NamedTuple):
     """What the tokens of one purpose begin with and are made by."""
 
     key_number: bytes
-    widths: tuple[int, ...]
     inner: Hash
     outer: Hash
 
@@ -63,10 +70,28 @@ class TokenSigner:
 
     def sign(self, purpose: Purpose, *numbers: int) -> str:
         """The token for these numbers. OverflowError when one does not fit its width."""
-        body, widths, inner, outer = self._kept.get(purpose) or self._ready(purpose)
-        for number, width in zip(numbers, widths, strict=True):
-            body += number.to_bytes(width, "big")
-        return _base32(body + _mac(inner, outer, body))
+        widths = WIDTHS[purpose]
+        payload = b"".join(
+            number.to_bytes(width, "big") for number, width in zip(numbers, widths, strict=True)
+        )
+        return _base32(self._signed(purpose, payload))
+
+    def sign_letter(self, delivery_id: int, campaign_id: int, subscriber_id: int) -> LetterTokens:
+        """The tokens of one letter, each as ``sign`` makes it, in two thirds of the time."""
+        delivery = delivery_id.to_bytes(6, "big")
+        reader = campaign_id.to_bytes(4, "big") + subscriber_id.to_bytes(5, "big")
+        # The first two end where a character of base32 does: 15 octets are 24 characters.
+        text = _base32(
+            self._signed(Purpose.RETURN_PATH, delivery)
+            + self._signed(Purpose.MESSAGE_ID, delivery)
+            + self._signed(Purpose.UNSUBSCRIBE, reader)
+        )
+        return LetterTokens(text[:24], text[24:48], text[48:])
+
+    def _signed(self, purpose: Purpose, payload: bytes) -> bytes:
+        number, inner, outer = self._kept.get(purpose) or self._ready(purpose)
+        body = number + payload
+        return body + _mac(inner, outer, body)
 
     def read(self, purpose: Purpose, token: str) -> tuple[int, ...] | None:
         """The numbers of a genuine token for this purpose; None for anything else.
@@ -99,7 +124,7 @@ class TokenSigner:
         """What the tokens of a purpose have in common; kept for the next one."""
         number = max(self.keys)
         begun = _begun(self.keys[number], purpose)
-        ready = self._kept[purpose] = _Ready(number.to_bytes(1, "big"), WIDTHS[purpose], *begun)
+        ready = self._kept[purpose] = _Ready(number.to_bytes(1, "big"), *begun)
         return ready
 
 
@@ -132,7 +157,7 @@ def _base32(raw: bytes) -> str:
     Each step halves all groups of bits at once, until each five have an octet of their own.
     """
     number = int.from_bytes(raw, "big") << -8 * len(raw) % 5
-    for shift, lower, upper in _HALVINGS:
+    for shift, lower, upper in _HALVINGS_OF_A_TOKEN if len(raw) <= 20 else _HALVINGS:
         number = number & lower | number << shift & upper
     return number.to_bytes(-(-8 * len(raw) // 5), "big").translate(_ALPHABET).decode("ascii")
 
@@ -141,9 +166,10 @@ def _halving(characters: int) -> tuple[int, int, int]:
     """What makes two groups of so many characters, in as many octets, of each one of twice as many:
     how far the upper halves move, and where the lower and the upper ones are then."""
     bits, room = 5 * characters, 8 * characters
-    lower = sum((1 << bits) - 1 << at for at in range(0, 8 * 32, 2 * room))
+    lower = sum((1 << bits) - 1 << at for at in range(0, 8 * 128, 2 * room))
     return room - bits, lower, lower << room
 
 
-# For tokens of up to 32 characters.
-_HALVINGS = [_halving(characters) for characters in (16, 8, 4, 2, 1)]
+# For the tokens of a letter together, up to 128 characters, and for one of up to 32.
+_HALVINGS = [_halving(characters) for characters in (64, 32, 16, 8, 4, 2, 1)]
+_HALVINGS_OF_A_TOKEN = _HALVINGS[2:]

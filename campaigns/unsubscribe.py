@@ -45,6 +45,11 @@ def unsubscribe_url(campaign_id: int, subscriber_id: int) -> str:
     e-mail libraries on the way write encoded words, which one-click does not survive.
     """
     token = campaign_settings().signer.sign(Purpose.UNSUBSCRIBE, campaign_id, subscriber_id)
+    return url_of(token)
+
+
+def url_of(token: str) -> str:
+    """The same for a token that was signed with the letter's others."""
     return f"{campaign_settings().base_url}/u/{token}"
 
 

@@ -49,7 +49,7 @@ class Batch:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def message(self, place: int, now: datetime) -> OutgoingMessage | Rejected:
+    def message(self, place: int, clock: Callable[[], datetime]) -> OutgoingMessage | Rejected:
         """The message of the claim at this place, or why it cannot be written; asked for once.
 
         The next few are composed with it: alone, each would find the processor's caches full of
@@ -57,7 +57,7 @@ class Batch:
         """
         assert self.grant is not None
         if place not in self._composed:
-            octets = 0
+            octets, now = 0, clock()
             for at in range(place, min(place + COMPOSED_TOGETHER, len(self.claims))):
                 message = self._composed[at] = compose(self.claims[at], self.letters, now)
                 octets += len(message.content) if isinstance(message, OutgoingMessage) else 0

@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from django.db import connection, transaction
@@ -31,10 +32,11 @@ from delivery.sql import (
     keeps_statements,
     run_prepared,
 )
-from delivery.states import DeliveryStatus
+from delivery.states import WAITING, DeliveryStatus
 from delivery.tally import SHARDS_OF_CLAIMS, Tally
 
 _S = DeliveryStatus
+_WAITING = {status.value: status for status in WAITING}
 
 
 class Claimed(NamedTuple):
@@ -184,11 +186,14 @@ def _lock_first(
         due_by = page.due_at if page is not None else now
         moments = [as_parameter(looked_up_to), as_parameter(due_by)]
         with in_order_of_an_index():
-            rows += _lock_due(statements.DUE_ALONE, [campaign_id, *moments], limit - len(rows))
+            rows += _lock_due(
+                statements.DUE_ALONE, [campaign_id, campaign_id, *moments], limit - len(rows)
+            )
         if page is None or len(rows) == limit:
             break
         room = limit - len(rows)
-        of_page = _lock_due(statements.OF_A_PAGE, [page.next_id, page.last_id, campaign_id], room)
+        which = [campaign_id, page.next_id, page.last_id, campaign_id]
+        of_page = _lock_due(statements.OF_A_PAGE, which, room)
         rows += of_page
         if not queue_pages.turn(page, [claimed.id for claimed, _s, _w in of_page], room):
             break
@@ -204,7 +209,7 @@ def _lock_free(
     if not free:
         return []
     of_these = statements.DUE_OF_THESE.format(ids=among("d.id", free))
-    return _lock_due(of_these, [campaign_id, as_parameter(now)], limit)
+    return _lock_due(of_these, [campaign_id, campaign_id, as_parameter(now)], limit)
 
 
 def _lock_due(sql: str, which: list[Any], limit: int) -> list[tuple[Claimed, DeliveryStatus, bool]]:
@@ -217,7 +222,7 @@ def _lock_due(sql: str, which: list[Any], limit: int) -> list[tuple[Claimed, Del
             [*which, limit],
         )
         (due,) = cursor.fetchone()
-    return [(_claimed(row), DeliveryStatus(row[13]), bool(row[14])) for row in json.loads(due)]
+    return [(_claimed(row), _WAITING[row[13]], bool(row[14])) for row in json.loads(due)]
 
 
 def _claimed(row: Sequence[Any]) -> Claimed:
@@ -225,8 +230,14 @@ def _claimed(row: Sequence[Any]) -> Claimed:
     # By position: _make and _replace take longer than reading the row.
     return Claimed(
         row[0], row[1], row[2], row[3], row[4], bool(row[5]), row[6],
-        as_moment(datetime.fromisoformat(row[7])), row[8], row[9], row[10] or {}, row[11], row[12],
+        _moment(row[7]), row[8], row[9], row[10] or {}, row[11], row[12],
     )  # fmt: skip
+
+
+@lru_cache(maxsize=64)
+def _moment(text: str) -> datetime:
+    """Kept, for a whole page of the queue has the same."""
+    return as_moment(datetime.fromisoformat(text))
 
 
 def _move_waiting(

@@ -13,7 +13,7 @@ from campaigns.conf import campaign_settings
 from campaigns.letter import Addressee, Letter, LetterError, letter_of
 from campaigns.models import Edition
 from campaigns.tokens import Purpose
-from campaigns.unsubscribe import unsubscribe_url
+from campaigns.unsubscribe import NOBODY, url_of
 from delivery.claiming import Claimed
 from delivery.conf import delivery_settings
 from delivery.message import Envelope, OutgoingMessage
@@ -50,7 +50,10 @@ def compose(claimed: Claimed, letters: Letters, now: datetime) -> OutgoingMessag
 def _compose(claimed: Claimed, letter: Letter | LetterError, now: datetime) -> OutgoingMessage:
     if isinstance(letter, LetterError):
         raise letter
-    message_id = message_id_of(claimed.id, claimed.campaign_id)
+    # A test letter carries no reader: its link shows the page and ends nothing.
+    reader = NOBODY if claimed.is_test else claimed.subscriber_id
+    tokens = campaign_settings().signer.sign_letter(claimed.id, claimed.campaign_id, reader)
+    message_id = _message_id(tokens.message_id, claimed.campaign_id)
     content = letter.render(
         Addressee(
             rcpt_to=claimed.rcpt_to,
@@ -61,31 +64,35 @@ def _compose(claimed: Claimed, letter: Letter | LetterError, now: datetime) -> O
             list_name=claimed.list_name,
             list_label=claimed.list_label,
             message_id=message_id,
-            # A test letter carries no reader: its link shows the page and ends nothing.
-            unsubscribe_url=unsubscribe_url(
-                claimed.campaign_id, 0 if claimed.is_test else claimed.subscriber_id
-            ),
+            unsubscribe_url=url_of(tokens.unsubscribe),
             date=now,
         )
     )
-    envelope = envelope_of(claimed.id, claimed.rcpt_to, letter.from_email)
+    envelope = _envelope(tokens.return_path, claimed.rcpt_to, letter.from_email)
     return OutgoingMessage(claimed.id, envelope, content, message_id)
 
 
 def envelope_of(delivery_id: int, rcpt_to: str, from_email: str) -> Envelope:
     """The envelope of a delivery: a return path of its own (VERP), or the author's address where
     the settings name none."""
-    pattern = delivery_settings().return_path
     token = campaign_settings().signer.sign(Purpose.RETURN_PATH, delivery_id)
+    return _envelope(token, rcpt_to, from_email)
+
+
+def _envelope(token: str, rcpt_to: str, from_email: str) -> Envelope:
+    pattern = delivery_settings().return_path
     return Envelope(pattern.replace("{token}", token) if pattern else from_email, rcpt_to)
 
 
 def message_id_of(delivery_id: int, campaign_id: int) -> str:
     """The Message-ID of a delivery, with angle brackets: the same at every attempt, so that a
     reader's server may recognise a second copy; another one for every reader (Gmail 4.7.28)."""
-    settings = campaign_settings()
-    token = settings.signer.sign(Purpose.MESSAGE_ID, delivery_id)
-    return f"<{token}.{campaign_id}@{settings.message_id_domain}>"
+    token = campaign_settings().signer.sign(Purpose.MESSAGE_ID, delivery_id)
+    return _message_id(token, campaign_id)
+
+
+def _message_id(token: str, campaign_id: int) -> str:
+    return f"<{token}.{campaign_id}@{campaign_settings().message_id_domain}>"
 
 
 @lru_cache(maxsize=16)

@@ -17,7 +17,7 @@ LONGEST = 320
 def assigned_id(outcome: Outcome) -> str:
     """The Message-ID that the provider gave this letter in place of ours; empty for none, and for
     one that is no address of a letter any more by its length."""
-    if not isinstance(outcome, Accepted | Unconfirmed):
+    if not isinstance(outcome, (Accepted, Unconfirmed)):
         return ""
     given = outcome.provider_message_id
     return given if len(given) <= LONGEST else ""

@@ -20,7 +20,7 @@ from django.db.models import Count
 from delivery import guard_rails, queue_pages, statements, unclassified
 from delivery.claiming import Claimed, forget_claims
 from delivery.leases import Lease
-from delivery.message_ids import assigned_id, note_assigned
+from delivery.message_ids import note_assigned
 from delivery.models import Attempt, Claim, Delivery, SuppressionDue, WorkerLease
 from delivery.outcomes import Accepted, Outcome, Phase
 from delivery.settlement import Settlement
@@ -59,18 +59,17 @@ def record_and_hand_over(
     are somebody else's). ``groups_held``: the provider's when they were claimed; none leaves when
     another group is held since.
     """
-    if (
-        connection.vendor == "postgresql"
-        and not unsent
-        and not connection.in_atomic_block
-        and all_accepted(outcome for _claimed, outcome, _settlement in settled)
-    ):
-        exchange = Exchange(lease, settled, wave, now, groups_held)
-        keeps = keeps_statements()
-        exchanged = run_prepared(exchanging(exchange)) if keeps else _exchange(exchange)
-        if not is_whole(exchange, exchanged):
-            make_up(exchange, exchanged)
-        return exchanged.moved
+    accepted = [(claimed, outcome) for claimed, outcome, _settlement in settled]
+    if not unsent and not connection.in_atomic_block and all_accepted(accepted):
+        exchange = Exchange(lease, accepted, wave, now, groups_held)
+        if connection.vendor == "postgresql":
+            keeps = keeps_statements()
+            exchanged = run_prepared(exchanging(exchange)) if keeps else _exchange(exchange)
+            if not is_whole(exchange, exchanged):
+                make_up(exchange, exchanged)
+            return exchanged.moved
+        if _exchange_whole(exchange):
+            return list(wave)
     with transaction.atomic(savepoint=False):
         tally = Tally(lease.slot + 1)
         _settle(lease, settled, now, tally)
@@ -80,16 +79,19 @@ def record_and_hand_over(
     return moved
 
 
-def all_accepted(outcomes: Iterable[Outcome]) -> bool:
+def all_accepted(answered: Sequence[Answered]) -> bool:
     """Whether these are what an exchange writes: accepted, and no id was assigned."""
-    return all(isinstance(outcome, Accepted) and not assigned_id(outcome) for outcome in outcomes)
+    return all(
+        isinstance(outcome, Accepted) and not outcome.provider_message_id
+        for _claimed, outcome in answered
+    )
 
 
 class Exchange(NamedTuple):
     """The usual case of ``record_and_hand_over``: all were accepted, and none is unsent."""
 
     lease: Lease
-    accepted: Sequence[Settled]
+    accepted: Sequence[Answered]
     wave: Sequence[int]
     now: datetime
     groups_held: int | None
@@ -129,6 +131,43 @@ def _exchange(exchange: Exchange) -> Exchanged:
         return Exchanged(*cursor.fetchone())
 
 
+class _NotWholeError(Exception):
+    """An exchange did not find all its letters: nothing of it may stay."""
+
+
+def _exchange_whole(exchange: Exchange) -> bool:
+    """The same in SQLite, whole or not at all; whether it was done."""
+    lease, accepted, wave, now, groups_held = exchange
+    tally = Tally(lease.slot + 1)
+    moment = as_parameter(now)
+    try:
+        with transaction.atomic(), connection.cursor() as cursor:
+            if accepted:
+                cursor.execute(
+                    statements.SQLITE_SENT, [moment, _as_json(accepted), lease.claim_key]
+                )
+                if cursor.rowcount < len(accepted):
+                    raise _NotWholeError
+                rows = [(c.id, c.campaign_id, c.is_test) for c, _outcome in accepted]
+                tally.moved(rows, _S.SENDING, _S.SENT)
+            if wave:
+                ids = json.dumps(wave)
+                may_leave = [lease.provider, moment, groups_held]
+                cursor.execute(
+                    statements.SQLITE_NOTED,
+                    [moment, lease.provider, ids, lease.claim_key, *may_leave],
+                )
+                if cursor.rowcount < len(wave):
+                    raise _NotWholeError
+                cursor.execute(statements.SQLITE_WAVE_BY_CAMPAIGN, [ids])
+                for campaign_id, is_test, count in cursor.fetchall():
+                    tally.add(campaign_id, is_test, _S.CLAIMED, _S.SENDING, count)
+            tally.write()
+    except _NotWholeError:
+        return False
+    return True
+
+
 def is_whole(exchange: Exchange, exchanged: Exchanged) -> bool:
     """Whether all outcomes were written, and all letters of the wave may leave."""
     found = len(exchanged.written), len(exchanged.moved)
@@ -142,7 +181,7 @@ def make_up(exchange: Exchange, exchanged: Exchanged) -> None:
     with transaction.atomic():
         tally = Tally(lease.slot + 1)
         written = set(exchanged.written)
-        late = [entry for entry in exchange.accepted if entry[0].id not in written]
+        late = [(one, outcome) for one, outcome in exchange.accepted if one.id not in written]
         _write_sent(lease, late, _S.UNCONFIRMED, exchange.now, tally)
         _give_up_claims(lease.claim_key, sorted({*exchange.wave} - {*exchanged.moved}), tally)
         tally.write()
@@ -171,6 +210,7 @@ def _hand_over(
     return moved
 
 
+Answered = tuple[Claimed, Outcome]
 Settled = tuple[Claimed, Outcome, Settlement]
 
 
@@ -191,7 +231,7 @@ def settle(lease: Lease, settled: Sequence[Settled], now: datetime) -> list[int]
 
 def _settle(lease: Lease, settled: Sequence[Settled], now: datetime, tally: Tally) -> list[int]:
     # Nearly all of them: a statement of their own, a third of the size and without the rest.
-    sent = [entry for entry in settled if entry[2].status is _S.SENT]
+    sent = [(claimed, outcome) for claimed, outcome, s in settled if s.status is _S.SENT]
     others = [entry for entry in settled if entry[2].status is not _S.SENT]
     # Asked before the totals change, and in the order of the answers.
     places = guard_rails.places([(c.id, c.campaign_id, s) for c, _, s in settled if not c.is_test])
@@ -220,7 +260,7 @@ def _settle(lease: Lease, settled: Sequence[Settled], now: datetime, tally: Tall
 
 
 def _write_sent(
-    lease: Lease, sent: Sequence[Settled], source: DeliveryStatus, now: datetime, tally: Tally
+    lease: Lease, sent: Sequence[Answered], source: DeliveryStatus, now: datetime, tally: Tally
 ) -> list[int]:
     if not sent:
         return []
@@ -549,17 +589,17 @@ def counted(campaign_id: int) -> dict[str, int]:
 # ---------------------------------------------------------------------------------- SQL
 
 
-def _as_json(sent: Sequence[Settled]) -> str:
+def _as_json(sent: Sequence[Answered]) -> str:
     return json.dumps(
         [
-            (claimed.id, claimed.attempts + 1, settlement.reply.code, settlement.reply.text)
-            for claimed, _outcome, settlement in sent
+            (claimed.id, claimed.attempts + 1, outcome.reply.code, outcome.reply.text)
+            for claimed, outcome in sent
         ]
     )
 
 
-def _ids_of(settled: Sequence[Settled]) -> list[int]:
-    return [claimed.id for claimed, _outcome, _settlement in settled]
+def _ids_of(letters: Iterable[Answered | Settled]) -> list[int]:
+    return [letter[0].id for letter in letters]
 
 
 def _update_returning(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from random import Random
+from typing import NamedTuple
 
 from delivery.outcomes import (
     Accepted,
@@ -29,8 +30,7 @@ class RetryPolicy:
     max_age: timedelta
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(NamedTuple):
     """What is written for one delivery. ``used_an_attempt``: it was the reader's side."""
 
     status: DeliveryStatus

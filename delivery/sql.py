@@ -67,7 +67,7 @@ def keeps_statements() -> bool:
 KEPT_PLANS = (
     "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off;"
     " SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;"
-    " SET enable_memoize = off"
+    " SET enable_memoize = off; SET jit = off"
 )
 # Django has psycopg prepare nothing, not even where it is told to. Also the mark of a connection
 # that has been told how to plan.

@@ -78,9 +78,7 @@ _DUE = f"""
            COALESCE(s.language, '') AS language, s.attributes, COALESCE(l.name, '') AS list_name,
            COALESCE(l.label, '') AS list_label, d.status, d.is_test OR (
                (SELECT 1 FROM {Subscription._meta.db_table} c
-                  JOIN {Campaign.include_lists.through._meta.db_table} i
-                    ON i.mailinglist_id = c.mailing_list_id
-                 WHERE c.subscriber_id = d.subscriber_id AND i.campaign_id = d.campaign_id
+                 WHERE c.subscriber_id = d.subscriber_id AND c.mailing_list_id {{of_lists}}
                    AND c.status = '{SubscriptionStatus.SUBSCRIBED.value}' LIMIT 1) IS NOT NULL
                AND (SELECT 1 FROM {Suppression._meta.db_table} p
                      WHERE p.address_key = d.address_key AND p.lifted_at IS NULL
@@ -106,15 +104,27 @@ _OF_A_PAGE = (
 )
 _BY_ID = " ORDER BY d.id LIMIT {limit}"
 
-# Each of these takes the moment and how many, after what it is about.
+_LISTS = (
+    f"SELECT i.mailinglist_id FROM {Campaign.include_lists.through._meta.db_table} i"
+    " WHERE i.campaign_id = {campaign}"
+)
+_OF_LISTS = f"IN ({_LISTS.format(campaign='%s')})"
+_OF_NO_LIST = "IN (NULL)"  # a test letter is always wanted
+
+# Each of these takes the campaign first, for its lists; the moment and how many last.
 _BY_POSITION = _DUE + _DUE_BY.format(now="%s", limit="%s")
-# The campaign, and the moment after which they are due.
-DUE_ALONE = _BY_POSITION.format(which=_ALONE.format(campaign="%s") + " AND d.due_at > %s")
-DUE_OF_THESE = _BY_POSITION.format(which=_ALONE.format(campaign="%s") + " AND {ids}")
-DUE_TESTS = _BY_POSITION.format(which=_OF_TESTS)
-# Takes the first id, the last, the campaign and how many.
+# The campaign again, and the moment after which they are due.
+DUE_ALONE = _BY_POSITION.format(
+    of_lists=_OF_LISTS, which=_ALONE.format(campaign="%s") + " AND d.due_at > %s"
+)
+DUE_OF_THESE = _BY_POSITION.format(
+    of_lists=_OF_LISTS, which=_ALONE.format(campaign="%s") + " AND {ids}"
+)
+# No campaign: of all of them.
+DUE_TESTS = _BY_POSITION.format(of_lists=_OF_NO_LIST, which=_OF_TESTS)
+# Takes the campaign, the first id, the last, the campaign again and how many.
 OF_A_PAGE = (_DUE + _BY_ID.format(limit="%s")).format(
-    which=_OF_A_PAGE.format(first="%s", last="%s", campaign="%s")
+    of_lists=_OF_LISTS, which=_OF_A_PAGE.format(first="%s", last="%s", campaign="%s")
 )
 
 # Due rows as one JSON list of lists, which takes a fraction of the time of rows: no driver has to
@@ -154,17 +164,21 @@ FORGET = {
     for vendor, elements in _LETTERS_OF_CLAIM.items()
 }
 
+# An array, so that PostgreSQL looks them up once and not for each letter.
+_OF_ITS_LISTS = f"= ANY (ARRAY({_LISTS.format(campaign='%(campaign)s')}))"
 _TESTS = (_DUE + _DUE_BY).format(
-    which=_OF_TESTS.format(names=_NAMES), now="%(now)s", limit="%(wanted)s"
+    of_lists=_OF_NO_LIST, which=_OF_TESTS.format(names=_NAMES), now="%(now)s", limit="%(wanted)s"
 )
 # What waits alone goes before a page that was queued later.
 _SINGLES = (_DUE + _DUE_BY).format(
+    of_lists=_OF_ITS_LISTS,
     which=_ALONE.format(campaign="%(campaign)s"),
     now="COALESCE((SELECT due_at FROM page), %(now)s)",
     limit="%(wanted)s - (SELECT COUNT(*) FROM tests)",
 )
 _ROOM = "%(wanted)s - (SELECT COUNT(*) FROM tests) - (SELECT COUNT(*) FROM singles)"
 _OF_PAGE = (_DUE + _BY_ID).format(
+    of_lists=_OF_ITS_LISTS,
     which=_OF_A_PAGE.format(
         first="(SELECT next_id FROM page)",
         last="(SELECT last_id FROM page)",
@@ -313,3 +327,23 @@ EXCHANGE_PREPARED = EXCHANGE.format(
     sent="TRUE",
     wave="id = ANY(CAST(%(wave)s AS bigint[]))",
 )
+
+# The same in SQLite. Their text is always the same, so the driver has them compiled already (that
+# took longer than moving the rows), and they return no rows.
+_IN_WAVE = "id IN (SELECT value FROM json_each(%s))"
+SQLITE_SENT = f"""
+    UPDATE {_DELIVERIES} SET {SENT.format(now="%s")}
+      FROM {ROWS_OF["sqlite"].format(outcomes="%s")} AS v
+     WHERE {_DELIVERIES}.id = v.id
+       AND {_DELIVERIES}.claim_key = %s AND {_DELIVERIES}.status = '{_S.SENDING.value}'
+"""
+SQLITE_NOTED = f"""
+    UPDATE {_DELIVERIES}
+       SET {MOVED_TO[_S.SENDING]}, handed_over_at = %s, provider = %s
+     WHERE {_IN_WAVE} AND status = '{_S.CLAIMED.value}' AND claim_key = %s
+       AND {MAY_LEAVE.format(provider="%s", now="%s", groups_held="%s")}
+"""
+SQLITE_WAVE_BY_CAMPAIGN = f"""
+    SELECT campaign_id, is_test, COUNT(*) FROM {_DELIVERIES}
+     WHERE {_IN_WAVE} GROUP BY campaign_id, is_test
+"""

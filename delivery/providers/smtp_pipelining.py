@@ -50,6 +50,8 @@ class Step(Enum):
     def __init__(self, number: int, usual: bytes) -> None:
         self.usual = usual
 
+    __hash__ = object.__hash__  # each is one object; Enum would ask for its name's
+
 
 class Answer(NamedTuple):
     """The reply that decided a letter's fate, and what it answered.
@@ -138,10 +140,10 @@ class LetterProtocol(SMTPProtocol):
         if self.transport is None or self.transport.is_closing():
             self._fail(letter, Step.MAIL, "Connection lost")
         elif self.is_idle:
-            self._begin(letter, b"")
+            self._begin(letter)
             self._watch_the_time()
         elif self.pipelining and self._expected and self._expected[-1][0] is Step.LETTER:
-            self._begin(letter, b"")
+            self._begin(letter)
         else:
             self._ahead.append(letter)
         return letter.answer
@@ -158,22 +160,22 @@ class LetterProtocol(SMTPProtocol):
             cast(asyncio.WriteTransport, self.transport).abort()
         self._lose(reason)
 
-    def _begin(self, letter: Letter, before: bytes) -> None:
+    def _begin(self, letter: Letter, *before: bytes) -> None:
         """Writes a letter's first group of commands, behind ``before`` (the letter ahead)."""
         if self._must_reset:
             self._must_reset = False
             self._expected.append((Step.RSET, letter))
-            before += b"RSET\r\n"
+            before += (b"RSET\r\n",)
         self._expected.append((Step.MAIL, letter))
         if not self.pipelining:
-            self.write(before + letter.mail)
+            self.write(b"".join((*before, letter.mail)))
             return
         self._expected.append((Step.RCPT, letter))
         if self.chunking:
-            self.write(before + letter.mail + letter.rcpt)
+            self.write(b"".join((*before, letter.mail, letter.rcpt)))
         else:
             self._expected.append((Step.DATA, letter))
-            self.write(before + letter.mail + letter.rcpt + b"DATA\r\n")
+            self.write(b"".join((*before, letter.mail, letter.rcpt, b"DATA\r\n")))
 
     def _may_leave(self, letter: Letter) -> None:
         """The server waits for this letter's octets. Two turns of the loop: in the first one the
@@ -188,15 +190,16 @@ class LetterProtocol(SMTPProtocol):
         if letter is None:
             return  # the connection was lost
         letter.note()
+        octets: tuple[bytes, ...]
         if self.chunking:
-            octets = b"BDAT %d LAST\r\n%b" % (len(letter.content), letter.content)
+            octets = b"BDAT %d LAST\r\n" % len(letter.content), letter.content
         else:
-            octets = dotted(letter.content)
+            octets = (dotted(letter.content),)
         self._expected.append((Step.LETTER, letter))
         if self._ahead and self.pipelining:
-            self._begin(self._ahead.popleft(), octets)
+            self._begin(self._ahead.popleft(), *octets)
         else:
-            self.write(octets)
+            self.write(b"".join(octets))
         self._watch_the_time()
 
     # ------------------------------------------------------------------ replies
@@ -330,7 +333,7 @@ class LetterProtocol(SMTPProtocol):
         if self._expected or not self._ahead:
             return
         if self.is_usable:
-            self._begin(self._ahead.popleft(), b"")
+            self._begin(self._ahead.popleft())
             return
         ahead, self._ahead = self._ahead, deque()
         for letter in ahead:

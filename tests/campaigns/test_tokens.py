@@ -28,6 +28,17 @@ def test_a_token_is_read_back_in_any_case(what: tuple[Purpose, tuple[int, ...]])
     assert SIGNER.read(purpose, token) == SIGNER.read(purpose, token.upper()) == numbers
 
 
+@given(st.integers(0, 2**48 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**40 - 1))
+def test_the_tokens_of_a_letter_are_those_that_are_signed_one_by_one(
+    delivery: int, campaign: int, subscriber: int
+) -> None:
+    tokens = SIGNER.sign_letter(delivery, campaign, subscriber)
+
+    assert tokens.return_path == SIGNER.sign(Purpose.RETURN_PATH, delivery)
+    assert tokens.message_id == SIGNER.sign(Purpose.MESSAGE_ID, delivery)
+    assert tokens.unsubscribe == SIGNER.sign(Purpose.UNSUBSCRIBE, campaign, subscriber)
+
+
 def test_a_token_looks_as_it_always_did() -> None:
     assert SIGNER.sign(Purpose.RETURN_PATH, 5) == "a4aaaaaaaacuw7u7letmqpmd"
     assert SIGNER.sign(Purpose.MESSAGE_ID, 5) == "a4aaaaaaaacytqiar5t5pj53"
@@ -85,3 +96,5 @@ def test_a_token_of_another_installation_is_nothing() -> None:
 def test_a_number_that_does_not_fit_is_refused(numbers: tuple[int, int]) -> None:
     with pytest.raises(OverflowError):
         SIGNER.sign(Purpose.UNSUBSCRIBE, *numbers)
+    with pytest.raises(OverflowError):
+        SIGNER.sign_letter(1, *numbers)

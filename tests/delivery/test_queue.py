@@ -170,8 +170,11 @@ def test_a_claim_looks_at_the_subscriptions_of_its_own_readers_only(mailing_list
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE")
         for sql, values in (
-            (statements.DUE_ALONE, [campaign.pk, datetime.min.replace(tzinfo=UTC), now, 500]),
-            (statements.OF_A_PAGE, [1, 1_000, campaign.pk, 500]),
+            (
+                statements.DUE_ALONE,
+                [campaign.pk, campaign.pk, datetime.min.replace(tzinfo=UTC), now, 500],
+            ),
+            (statements.OF_A_PAGE, [campaign.pk, 1, 1_000, campaign.pk, 500]),
         ):
             cursor.execute(f"EXPLAIN {sql}", values)
             plan = "\n".join(row[0] for row in cursor.fetchall())
@@ -310,6 +313,29 @@ def test_a_worker_whose_lease_ran_out_cannot_overwrite_the_new_owner(
     assert ids[1] in {c.id for c in again}
     assert hand_over(lease, ids[1:], now) == []
     assert statuses(campaign) == {"claimed": 11, "unconfirmed": 1}
+
+
+def test_an_exchange_that_is_not_whole_writes_what_it_can(mailing_list, campaign, lease, clock):
+    """One letter of each half is not as it was: called unconfirmed, and of a campaign that was
+    paused."""
+    other = make_campaign(mailing_list, clock(), name="June")
+    coordinate(clock)
+    claims = claiming.claim(lease, [campaign.pk, other.pk], 12, clock())
+    mine = [one for one in claims if one.campaign_id == campaign.pk]
+    theirs = [one for one in claims if one.campaign_id == other.pk]
+    hand_over(lease, [mine[0].id], clock())
+    queue.doubt(lease, clock())
+    hand_over(lease, [one.id for one in mine[1:3]], clock())
+    other.pause()
+    wave = [one.id for one in (*mine[3:5], *theirs[:1])]
+    accepted = settled(mine[:3], Settlement(S.SENT, OK))
+    may_leave = queue.record_and_hand_over(lease, accepted, [], wave, clock(), 0)
+    assert sorted(may_leave) == sorted(one.id for one in mine[3:5])
+    assert statuses(campaign) == {"queued": 6, "claimed": 1, "sending": 2, "sent": 3}
+    assert statuses(other) == {"queued": 7, "claimed": 5}
+    for one in (campaign, other):
+        totals = CampaignTotals.of([one.pk])[one.pk]
+        assert {name: totals[name] for name in statuses(one)} == statuses(one)
 
 
 def test_a_paused_campaigns_claims_are_released_and_not_handed_over(campaign, lease, now):
