@@ -26,6 +26,8 @@ from delivery.session import Session
 # So many letters are composed at a time, or as many as have so many octets.
 COMPOSED_TOGETHER = 20
 OCTETS_TOGETHER = 256 * 1024
+# When to look again where nothing waits and the next page of the queue is being written.
+NEXT_PAGE = timedelta(milliseconds=50)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ class Batches:
 
     async def _usual(self, bridge: Bridge, session: Session) -> Batch | None:
         """The next claim of a provider without limits and without trouble; None where there is
-        trouble, or nothing to claim."""
+        trouble."""
         now = self._clock()
         if not self._place.is_certain(now):
             return None
@@ -133,13 +135,16 @@ class Batches:
         claims = await session.run(
             claiming.usual_claim(self._place.lease, turns, wanted, now, self._names)
         )
+        self._state = None
         if not claims:
-            return None
+            # Suppressed, or other workers were faster: look again at once.
+            return await bridge.call(self._nothing_due, list(opening.priorities), now) or Batch(
+                retry_at=now
+            )
         unknown = [claimed for claimed in claims if claimed.edition_id not in self._letters]
         if unknown:
             self._letters |= await bridge.call(letters_of, unknown)
         grant = limits.no_limits(len(claims), now, self._timer.ticks)
-        self._state = None
         return Batch(claims, self._letters, grant, opening.groups_held)
 
     def claim(self) -> Batch:
@@ -180,6 +185,8 @@ class Batches:
     def _nothing_due(self, campaign_ids: Sequence[int], now: datetime) -> Batch | None:
         """An empty batch that says when a letter will be due; None when one is."""
         due = claiming.next_due(campaign_ids, self._names)
+        if due is None and claiming.is_being_filled(campaign_ids):
+            due = now + NEXT_PAGE
         return Batch(retry_at=due) if due is None or due > now else None
 
     def settle(self, batch: Batch) -> None:

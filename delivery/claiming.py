@@ -284,6 +284,11 @@ def next_due(campaign_ids: Sequence[int], names: Sequence[str]) -> datetime | No
     return min((moment for moment in moments if moment is not None), default=None)
 
 
+def is_being_filled(campaign_ids: Sequence[int]) -> bool:
+    """Whether more letters of these campaigns are on their way into the queue."""
+    return Campaign.objects.filter(pk__in=campaign_ids, filled_at=None).exists()
+
+
 def _note_claim(lease: Lease, ids: Sequence[int]) -> None:
     """The last letter first: it is the last to leave, and forget_claims finds it at once."""
     with connection.cursor() as cursor:

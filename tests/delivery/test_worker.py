@@ -31,6 +31,7 @@ from tests.delivery.conftest import (
     letters_to,
     make_campaign,
     make_readers,
+    make_unfilled,
     make_worker,
     run_slice,
     statuses,
@@ -294,6 +295,27 @@ def test_a_rate_is_kept_by_claiming_no_more_than_it_grants(campaign, clock, sett
     clock.advance(hours=1, seconds=13)
     run_slice(clock)
     assert statuses(campaign) == {"sent": 8, "queued": 4}
+
+
+def test_nobody_goes_home_while_the_queue_is_being_filled(mailing_list, clock):
+    """Four workers and one short first page: whoever got nothing of it waits for the next one."""
+    campaign = make_unfilled(mailing_list, clock(), readers=12)
+    worker = make_worker(clock)
+
+    def fill() -> None:
+        filling.fill_page(campaign, 5, clock())
+        connection.close()
+
+    class FillsMeanwhile(Timer):
+        async def wait(self, event, seconds):
+            assert 0 < seconds < 1
+            await asyncio.to_thread(fill)
+            clock.advance(seconds=seconds)
+
+    worker.timer = FillsMeanwhile()
+    done = asyncio.run(worker.run_slice())
+    assert (done.sent, done.wait_until) == (12, None)
+    assert statuses(campaign) == {"sent": 12}
 
 
 def test_a_surplus_worker_leaves_at_once(campaign, clock):
