@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -59,31 +60,31 @@ def resident(pids: Sequence[int]) -> int:
     return max(sizes, default=0) // 1_000_000
 
 
-def send(campaign_id: int, readers: int) -> dict[str, float]:
+def send(
+    campaign_id: int, readers: int, processes: Sequence[subprocess.Popen[str]]
+) -> dict[str, float]:
     """Sends a filled campaign; when a tenth, half, nine tenths and all were sent."""
     from campaigns.models import CampaignTotals
-    from delivery.conf import delivery_settings
 
     marks: dict[float, float] = {}
     memory = {"worker_mb_at_a_tenth": 0, "worker_mb": 0}
-    with throughput.waiting_workers(delivery_settings().workers) as processes:
-        pids = [process.pid for process in processes]
-        began = time.perf_counter()
-        throughput.tell(processes)
-        while 1.0 not in marks:
-            sent = CampaignTotals.of([campaign_id])[campaign_id]["sent"]
-            moment = time.perf_counter() - began
-            for share in (0.1, 0.5, 0.9, 1.0):
-                if share not in marks and sent >= share * readers:
-                    marks[share] = moment
-                    if share == 0.1:
-                        memory["worker_mb_at_a_tenth"] = resident(pids)
-            memory["worker_mb"] = max(memory["worker_mb"], resident(pids))
-            if moment > throughput.PATIENCE_SECONDS:
-                sys.exit("gave up")
-            time.sleep(0.05 if readers < 100_000 else 0.2)
-        for process in processes:
-            process.communicate(timeout=120)
+    pids = [process.pid for process in processes]
+    began = time.perf_counter()
+    throughput.tell(processes)
+    while 1.0 not in marks:
+        sent = CampaignTotals.of([campaign_id])[campaign_id]["sent"]
+        moment = time.perf_counter() - began
+        for share in (0.1, 0.5, 0.9, 1.0):
+            if share not in marks and sent >= share * readers:
+                marks[share] = moment
+                if share == 0.1:
+                    memory["worker_mb_at_a_tenth"] = resident(pids)
+        memory["worker_mb"] = max(memory["worker_mb"], resident(pids))
+        if moment > throughput.PATIENCE_SECONDS:
+            sys.exit("gave up")
+        time.sleep(0.05 if readers < 100_000 else 0.2)
+    for process in processes:
+        process.communicate(timeout=120)
     first, last = marks[0.1], marks[1.0] - marks[0.9]
     return {
         "send_rate": readers / marks[1.0],
@@ -96,12 +97,15 @@ def send(campaign_id: int, readers: int) -> dict[str, float]:
 
 def campaign(list_id: int, readers: int, sink: harness.Sink) -> dict[str, float]:
     from campaigns.models import Campaign
+    from delivery.conf import delivery_settings
 
     sink.forget()
     campaign_id = throughput.make_campaign(list_id)
-    seconds, size = in_a_process()
-    result = {"fill_rate": readers / seconds, "coordinator_mb": size}
-    result |= send(campaign_id, readers)
+    # Before there is anything to send, for each begins with a round.
+    with throughput.waiting_workers(delivery_settings().workers) as processes:
+        seconds, size = in_a_process()
+        result = {"fill_rate": readers / seconds, "coordinator_mb": size}
+        result |= send(campaign_id, readers, processes)
     throughput.coordinate()
     named = sink.named()
     if Campaign.objects.get(pk=campaign_id).status != "finished":

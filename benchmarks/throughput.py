@@ -115,7 +115,8 @@ def as_worker() -> None:
 
 @contextlib.contextmanager
 def waiting_workers(count: int) -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes that have started up and wait for a line."""
+    """Processes that have started up, made a round and wait for a line. To be started before there
+    is anything to send."""
     command = [sys.executable, str(Path(__file__).resolve()), "--as-worker"]
     if profile := os.environ.get("PROFILE"):  # py-spy's raw samples, for one worker
         options = ["-r", "250", "--nonblocking", "-f", "raw", "-o", profile]
