@@ -41,6 +41,8 @@ WIDTHS: dict[Purpose, tuple[int, ...]] = {
     Purpose.UNSUBSCRIBE: (4, 5),
     Purpose.MESSAGE_ID: (6,),
 }
+_OF_CAMPAIGN, _OF_SUBSCRIBER = WIDTHS[Purpose.UNSUBSCRIBE]
+(_OF_DELIVERY,) = WIDTHS[Purpose.MESSAGE_ID]  # and of the return path
 
 
 class LetterTokens(NamedTuple):
@@ -78,8 +80,9 @@ class TokenSigner:
 
     def sign_letter(self, delivery_id: int, campaign_id: int, subscriber_id: int) -> LetterTokens:
         """The tokens of one letter, each as ``sign`` makes it, in two thirds of the time."""
-        delivery = delivery_id.to_bytes(6, "big")
-        reader = campaign_id.to_bytes(4, "big") + subscriber_id.to_bytes(5, "big")
+        delivery = delivery_id.to_bytes(_OF_DELIVERY, "big")
+        reader = campaign_id.to_bytes(_OF_CAMPAIGN, "big")
+        reader += subscriber_id.to_bytes(_OF_SUBSCRIBER, "big")
         # The first two end where a character of base32 does: 15 octets are 24 characters.
         text = _base32(
             self._signed(Purpose.RETURN_PATH, delivery)
@@ -157,7 +160,7 @@ def _base32(raw: bytes) -> str:
     Each step halves all groups of bits at once, until each five have an octet of their own.
     """
     number = int.from_bytes(raw, "big") << -8 * len(raw) % 5
-    for shift, lower, upper in _HALVINGS_OF_A_TOKEN if len(raw) <= 20 else _HALVINGS:
+    for shift, lower, upper in _HALVINGS:
         number = number & lower | number << shift & upper
     return number.to_bytes(-(-8 * len(raw) // 5), "big").translate(_ALPHABET).decode("ascii")
 
@@ -170,6 +173,5 @@ def _halving(characters: int) -> tuple[int, int, int]:
     return room - bits, lower, lower << room
 
 
-# For the tokens of a letter together, up to 128 characters, and for one of up to 32.
+# For up to 128 characters: the tokens of a letter together.
 _HALVINGS = [_halving(characters) for characters in (64, 32, 16, 8, 4, 2, 1)]
-_HALVINGS_OF_A_TOKEN = _HALVINGS[2:]

@@ -137,10 +137,7 @@ class Batches:
         )
         self._state = None
         if not claims:
-            # Suppressed, or other workers were faster: look again at once.
-            return await bridge.call(self._nothing_due, list(opening.priorities), now) or Batch(
-                retry_at=now
-            )
+            return await bridge.call(self._nothing_claimed, list(opening.priorities), now)
         unknown = [claimed for claimed in claims if claimed.edition_id not in self._letters]
         if unknown:
             self._letters |= await bridge.call(letters_of, unknown)
@@ -177,10 +174,16 @@ class Batches:
         )
         if not claims:
             limits.settle(grant, [])
-            # Suppressed, or other workers were faster: look again at once.
             pause = groups.PATIENCE if held is not None and held.left_to_others else timedelta(0)
-            return self._nothing_due(campaign_ids, now) or Batch(retry_at=now + pause)
+            return self._nothing_claimed(campaign_ids, now, pause)
         return Batch(claims, letters_of(claims), grant, self._state.groups_held)
+
+    def _nothing_claimed(
+        self, campaign_ids: Sequence[int], now: datetime, pause: timedelta = timedelta(0)
+    ) -> Batch:
+        """An empty batch after a claim that brought nothing. What is due was suppressed, or other
+        workers were faster: then after a pause."""
+        return self._nothing_due(campaign_ids, now) or Batch(retry_at=now + pause)
 
     def _nothing_due(self, campaign_ids: Sequence[int], now: datetime) -> Batch | None:
         """An empty batch that says when a letter will be due; None when one is."""

@@ -38,17 +38,15 @@ class Bridge:
     def __init__(self, thread: ThreadPoolExecutor | None = None) -> None:
         """``thread``: somebody else's, who ends it after this."""
         self._is_guest = thread is not None
-        self._thread = thread or (
-            None
-            if connection.vendor == "sqlite"
-            else ThreadPoolExecutor(1, thread_name_prefix="database")
-        )
+        if thread is None and connection.vendor != "sqlite":
+            thread = ThreadPoolExecutor(1, thread_name_prefix="database")
+        self._thread = thread
         self.session = Session() if keeps_statements() else None
 
     def beside(self) -> AbstractAsyncContextManager[Bridge]:
         """For what shall not wait for this one's units and statements: another session, or where
         there is none another thread. For SQLite this one."""
-        if connection.vendor == "sqlite":
+        if self._thread is None:
             return contextlib.nullcontext(self)
         return Bridge(self._thread if self.session is not None else None)
 

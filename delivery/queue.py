@@ -59,9 +59,9 @@ def record_and_hand_over(
     are somebody else's). ``groups_held``: the provider's when they were claimed; none leaves when
     another group is held since.
     """
-    accepted = [(claimed, outcome) for claimed, outcome, _settlement in settled]
-    if not unsent and not connection.in_atomic_block and all_accepted(accepted):
-        exchange = Exchange(lease, accepted, wave, now, groups_held)
+    answered = [(claimed, outcome) for claimed, outcome, _settlement in settled]
+    if not unsent and not connection.in_atomic_block and all_accepted(answered):
+        exchange = Exchange(lease, answered, wave, now, groups_held)
         if connection.vendor == "postgresql":
             keeps = keeps_statements()
             exchanged = run_prepared(exchanging(exchange)) if keeps else _exchange(exchange)

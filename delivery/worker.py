@@ -20,7 +20,7 @@ import os
 import signal
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -479,20 +479,11 @@ class Worker:
     async def _run(self) -> None:
         """Sends noted letters, one after the other. As many of these as the provider likes."""
         while True:
-            # Mostly there is one: asking for it costs a fifth of waiting for it.
-            if self.departures.empty():
-                turn = await self.departures.get()
-            else:
-                turn = self.departures.get_nowait()
+            turn = await self.departures.get()
             if self.is_silent:
                 self.kept_back.append(turn.claimed.id)
             else:
-                grant = turn.batch.grant
-                assert grant is not None
-                if grant.limits:
-                    outcome = await self._send_when_permitted(turn, grant)
-                else:
-                    outcome = await self._send_now(turn)
+                outcome = await self._send(turn)
                 self.is_silent |= self._asks_for_silence(outcome)
                 self.ledger.add(Result(turn.claimed.id, outcome))
                 self.sent += 1
@@ -509,6 +500,12 @@ class Worker:
             return False
         may_go_on = outcome.throttle is Throttle.SLOW and slots.asks_for_less(outcome)
         return self.connections is None or self.is_on_probation or not may_go_on
+
+    def _send(self, turn: Turn) -> Coroutine[None, None, Outcome]:
+        # No coroutine of its own: it would be one more to resume for each letter.
+        grant = turn.batch.grant
+        assert grant is not None
+        return self._send_when_permitted(turn, grant) if grant.limits else self._send_now(turn)
 
     async def _send_when_permitted(self, turn: Turn, grant: Grant) -> Outcome:
         while (wait := grant.opens(turn.place) - self.timer.ticks()) > 0:
@@ -654,17 +651,16 @@ class Worker:
 
     def _settled(self, results: Sequence[Result], now: datetime) -> list[queue.Settled]:
         settled = []
-        for result in results:
-            claimed = self.noted[result.reference].claimed
+        for claimed, outcome in self._answers(results):
             settlement = settle(
-                result.outcome,
+                outcome,
                 attempts=claimed.attempts,
                 queued_at=claimed.queued_at,
                 now=now,
                 policy=self.policy,
                 dice=self.dice,
             )
-            settled.append((claimed, result.outcome, settlement))
+            settled.append((claimed, outcome, settlement))
         return settled
 
     # ------------------------------------------------------------------ signals and time

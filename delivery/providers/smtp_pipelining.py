@@ -162,20 +162,20 @@ class LetterProtocol(SMTPProtocol):
 
     def _begin(self, letter: Letter, *before: bytes) -> None:
         """Writes a letter's first group of commands, behind ``before`` (the letter ahead)."""
+        group = [*before]
         if self._must_reset:
             self._must_reset = False
             self._expected.append((Step.RSET, letter))
-            before += (b"RSET\r\n",)
+            group.append(b"RSET\r\n")
         self._expected.append((Step.MAIL, letter))
-        if not self.pipelining:
-            self.write(b"".join((*before, letter.mail)))
-            return
-        self._expected.append((Step.RCPT, letter))
-        if self.chunking:
-            self.write(b"".join((*before, letter.mail, letter.rcpt)))
-        else:
-            self._expected.append((Step.DATA, letter))
-            self.write(b"".join((*before, letter.mail, letter.rcpt, b"DATA\r\n")))
+        group.append(letter.mail)
+        if self.pipelining:
+            self._expected.append((Step.RCPT, letter))
+            group.append(letter.rcpt)
+            if not self.chunking:
+                self._expected.append((Step.DATA, letter))
+                group.append(b"DATA\r\n")
+        self.write(b"".join(group))
 
     def _may_leave(self, letter: Letter) -> None:
         """The server waits for this letter's octets. Two turns of the loop: in the first one the
