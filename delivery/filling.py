@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from django.db import connection, transaction
+from django.db import IntegrityError, connection, transaction
 from django.db.models import Max, QuerySet
 
 from campaigns.audience import audience, audience_page
@@ -23,8 +23,8 @@ def fill_page(campaign: Campaign, size: int, now: datetime) -> int | None:
     """Queues the next ``size`` readers of the audience; how many; None when none is left.
 
     One INSERT ... SELECT and the checkpoint in one transaction, under the campaign's row lock: two
-    coordinators cannot fill the same page, and a killed one is taken up where it stopped.
-    ON CONFLICT DO NOTHING: an address whose subscriber was made anew gets one letter.
+    coordinators cannot fill the same page, and a killed one is taken up where it stopped. An
+    address whose subscriber was made anew gets one letter.
     """
     with transaction.atomic():
         # no_key: the workers' totals refer to this row and must not wait for a whole page.
@@ -52,28 +52,32 @@ def _queue_up_to(campaign: Campaign, last: int, now: datetime) -> int:
     sql, parameters = readers.values(
         "id", "through_list", "email", "address_key"
     ).query.sql_with_params()
+    sql = f"""
+        INSERT INTO {Delivery._meta.db_table}
+            (campaign_id, edition_id, subscriber_id, mailing_list_id, rcpt_to, address_key,
+             status, is_test, waits_alone, due_at, attempts, provider, reply, queued_at)
+        SELECT %s, %s, page.id, page.through_list, page.email, page.address_key,
+               %s, %s, %s, %s, 0, '', '', %s
+          FROM ({sql}) AS page WHERE true ORDER BY {_INTERLEAVED}
+    """
+    values = [
+        campaign.pk,
+        campaign.edition_id,
+        DeliveryStatus.QUEUED.value,
+        False,
+        False,
+        as_parameter(now),
+        as_parameter(now),
+        *parameters,
+    ]
     with connection.cursor() as cursor:
-        cursor.execute(
-            f"""
-            INSERT INTO {Delivery._meta.db_table}
-                (campaign_id, edition_id, subscriber_id, mailing_list_id, rcpt_to, address_key,
-                 status, is_test, waits_alone, due_at, attempts, provider, reply, queued_at)
-            SELECT %s, %s, page.id, page.through_list, page.email, page.address_key,
-                   %s, %s, %s, %s, 0, '', '', %s
-              FROM ({sql}) AS page WHERE true ORDER BY {_INTERLEAVED}
-                ON CONFLICT DO NOTHING
-            """,
-            [
-                campaign.pk,
-                campaign.edition_id,
-                DeliveryStatus.QUEUED.value,
-                False,
-                False,
-                as_parameter(now),
-                as_parameter(now),
-                *parameters,
-            ],
-        )
+        try:
+            # Nearly every page. PostgreSQL looks through both unique indexes twice for each letter
+            # when it is told what to do on conflict: a fifth of the time of filling.
+            with transaction.atomic():
+                cursor.execute(sql, values)
+        except IntegrityError:
+            cursor.execute(f"{sql} ON CONFLICT DO NOTHING", values)
         return cursor.rowcount
 
 
