@@ -28,29 +28,32 @@ from benchmarks import harness
 def move(campaign_id: int, slot: int, wave: int, claim_size: int) -> None:
     """A worker's statements until nothing is waiting."""
     import random
-    from datetime import timedelta
 
     from django.utils import timezone
 
     from delivery import claiming, queue
     from delivery.leases import Lease
     from delivery.outcomes import Accepted, Phase, Reply
-    from delivery.settlement import RetryPolicy, settle
+    from delivery.sql import keeps_statements, run_prepared
 
     lease = Lease("default", slot, random.getrandbits(60) + 1, "benchmark")
     outcome = Accepted(Reply.of(Phase.FINAL_DOT, 250, "2.0.0 Ok: queued as 4bXyZ1234567"))
-    policy, dice = RetryPolicy((timedelta(minutes=5),), 10, timedelta(days=1)), random.Random(1)
+    keeps = keeps_statements()
+
+    def write(answered: list[queue.Answered], leaving: list[claiming.Claimed]) -> None:
+        usual = queue.Exchange(lease, answered, leaving, timezone.now(), None)
+        if keeps:
+            run_prepared(queue.exchanging(usual))
+        else:
+            queue.exchange(usual)
+
     while claimed := claiming.claim(lease, [campaign_id], claim_size, timezone.now()):
-        settled: list[queue.Settled] = []
+        answered: list[queue.Answered] = []
         for start in range(0, len(claimed), wave):
             letters = claimed[start : start + wave]
-            now = timezone.now()
-            queue.record_and_hand_over(lease, settled, [], [one.id for one in letters], now)
-            settlement = settle(
-                outcome, attempts=0, queued_at=now, now=now, policy=policy, dice=dice
-            )
-            settled = [(one, outcome, settlement) for one in letters]
-        queue.record_and_hand_over(lease, settled, [], [], timezone.now())
+            write(answered, letters)
+            answered = [(one, outcome) for one in letters]
+        write(answered, [])
 
 
 def run(list_id: int, processes: int, wave: int) -> dict[str, float]:

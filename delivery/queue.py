@@ -30,8 +30,6 @@ from delivery.sql import (
     among,
     as_parameter,
     in_order_of_an_index,
-    keeps_statements,
-    run_prepared,
 )
 from delivery.states import WAITING, DeliveryStatus
 from delivery.tally import COMMON_SHARD, Tally
@@ -59,17 +57,6 @@ def record_and_hand_over(
     are somebody else's). ``groups_held``: the provider's when they were claimed; none leaves when
     another group is held since.
     """
-    answered = [(claimed, outcome) for claimed, outcome, _settlement in settled]
-    if not unsent and not connection.in_atomic_block and all_accepted(answered):
-        exchange = Exchange(lease, answered, wave, now, groups_held)
-        if connection.vendor == "postgresql":
-            keeps = keeps_statements()
-            exchanged = run_prepared(exchanging(exchange)) if keeps else _exchange(exchange)
-            if not is_whole(exchange, exchanged):
-                make_up(exchange, exchanged)
-            return exchanged.moved
-        if _exchange_whole(exchange):
-            return list(wave)
     with transaction.atomic(savepoint=False):
         tally = Tally(lease.slot + 1)
         _settle(lease, settled, now, tally)
@@ -92,15 +79,20 @@ class Exchange(NamedTuple):
 
     lease: Lease
     accepted: Sequence[Answered]
-    wave: Sequence[int]
+    wave: Sequence[Claimed]
     now: datetime
     groups_held: int | None
+
+    @property
+    def ids(self) -> list[int]:
+        """Of the wave."""
+        return [claimed.id for claimed in self.wave]
 
     @property
     def parameters(self) -> dict[str, Any]:
         return {
             "outcomes": _as_json(self.accepted),
-            "wave": "{" + ",".join(map(str, self.wave)) + "}",
+            "wave": "{" + ",".join(map(str, self.ids)) + "}",
             "now": self.now,
             "key": self.lease.claim_key,
             "provider": self.lease.provider,
@@ -116,18 +108,31 @@ class Exchanged(NamedTuple):
     moved: list[int]
 
 
-def exchanging(exchange: Exchange) -> Steps[Exchanged]:
-    """One statement; ``make_up`` looks after letters that it did not find. PostgreSQL only."""
-    answer = yield Statement(statements.EXCHANGE_PREPARED, exchange.parameters)
+def exchange(usual: Exchange) -> list[int] | None:
+    """The ids of the letters that may leave; None where nothing was written, for not all letters
+    were found as they should be: then ``record_and_hand_over`` does it. Never in a transaction of
+    the caller's."""
+    if connection.vendor != "postgresql":
+        return usual.ids if _exchange_whole(usual) else None
+    exchanged = _exchange(usual)
+    if not is_whole(usual, exchanged):
+        make_up(usual, exchanged)
+    return exchanged.moved
+
+
+def exchanging(usual: Exchange) -> Steps[Exchanged]:
+    """The same as one prepared statement; ``make_up`` looks after letters that it did not find.
+    PostgreSQL only."""
+    answer = yield Statement(statements.EXCHANGE_PREPARED, usual.parameters)
     assert answer is not None
     return Exchanged(*answer)
 
 
-def _exchange(exchange: Exchange) -> Exchanged:
+def _exchange(usual: Exchange) -> Exchanged:
     """The same where nothing may be prepared. It is planned each time, and sees the ids."""
-    sent, wave = among("d.id", _ids_of(exchange.accepted)), among("id", exchange.wave)
+    sent, wave = among("d.id", _ids_of(usual.accepted)), among("id", usual.ids)
     with connection.cursor() as cursor:
-        cursor.execute(statements.EXCHANGE.format(sent=sent, wave=wave), exchange.parameters)
+        cursor.execute(statements.EXCHANGE.format(sent=sent, wave=wave), usual.parameters)
         return Exchanged(*cursor.fetchone())
 
 
@@ -135,9 +140,9 @@ class _NotWholeError(Exception):
     """An exchange did not find all its letters: nothing of it may stay."""
 
 
-def _exchange_whole(exchange: Exchange) -> bool:
+def _exchange_whole(usual: Exchange) -> bool:
     """The same in SQLite, whole or not at all; whether it was done."""
-    lease, accepted, wave, now, groups_held = exchange
+    lease, accepted, wave, now, groups_held = usual
     tally = Tally(lease.slot + 1)
     moment = as_parameter(now)
     try:
@@ -148,42 +153,43 @@ def _exchange_whole(exchange: Exchange) -> bool:
                 )
                 if cursor.rowcount < len(accepted):
                     raise _NotWholeError
-                rows = [(c.id, c.campaign_id, c.is_test) for c, _outcome in accepted]
-                tally.moved(rows, _S.SENDING, _S.SENT)
+                _count((claimed for claimed, _outcome in accepted), _S.SENDING, _S.SENT, tally)
             if wave:
-                ids = json.dumps(wave)
                 may_leave = [lease.provider, moment, groups_held]
                 cursor.execute(
                     statements.SQLITE_NOTED,
-                    [moment, lease.provider, ids, lease.claim_key, *may_leave],
+                    [moment, lease.provider, json.dumps(usual.ids), lease.claim_key, *may_leave],
                 )
                 if cursor.rowcount < len(wave):
                     raise _NotWholeError
-                cursor.execute(statements.SQLITE_WAVE_BY_CAMPAIGN, [ids])
-                for campaign_id, is_test, count in cursor.fetchall():
-                    tally.add(campaign_id, is_test, _S.CLAIMED, _S.SENDING, count)
+                _count(wave, _S.CLAIMED, _S.SENDING, tally)
             tally.write()
     except _NotWholeError:
         return False
     return True
 
 
-def is_whole(exchange: Exchange, exchanged: Exchanged) -> bool:
+def _count(letters: Iterable[Claimed], source: str, target: str, tally: Tally) -> None:
+    rows = [(claimed.id, claimed.campaign_id, claimed.is_test) for claimed in letters]
+    tally.moved(rows, source, target)
+
+
+def is_whole(usual: Exchange, exchanged: Exchanged) -> bool:
     """Whether all outcomes were written, and all letters of the wave may leave."""
     found = len(exchanged.written), len(exchanged.moved)
-    return found == (len(exchange.accepted), len(exchange.wave))
+    return found == (len(usual.accepted), len(usual.wave))
 
 
-def make_up(exchange: Exchange, exchanged: Exchanged) -> None:
+def make_up(usual: Exchange, exchanged: Exchanged) -> None:
     """After an exchange that is not whole: writes the outcomes of letters that were meanwhile
     called UNCONFIRMED, and gives back letters that may not leave."""
-    lease = exchange.lease
+    lease = usual.lease
     with transaction.atomic():
         tally = Tally(lease.slot + 1)
         written = set(exchanged.written)
-        late = [(one, outcome) for one, outcome in exchange.accepted if one.id not in written]
-        _write_sent(lease, late, _S.UNCONFIRMED, exchange.now, tally)
-        _give_up_claims(lease.claim_key, sorted({*exchange.wave} - {*exchanged.moved}), tally)
+        late = [(one, outcome) for one, outcome in usual.accepted if one.id not in written]
+        _write_sent(lease, late, _S.UNCONFIRMED, usual.now, tally)
+        _give_up_claims(lease.claim_key, sorted({*usual.ids} - {*exchanged.moved}), tally)
         tally.write()
 
 

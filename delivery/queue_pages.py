@@ -21,7 +21,9 @@ from typing import Any
 from django.db import connection
 from django.db.models import F, Max, Min, Q, QuerySet
 
+from delivery import statements
 from delivery.models import Delivery, QueuePage
+from delivery.sql import as_moment, as_parameter
 from delivery.states import DeliveryStatus
 
 # So few that workers find a page each at the beginning of a campaign, and so many that a claim
@@ -51,16 +53,19 @@ def write(campaign_id: int, end: int, due_at: datetime) -> None:
     )
 
 
+# SQLite has no locks of rows, and its transactions are alone.
+_LOCKED = {"postgresql": (" FOR UPDATE SKIP LOCKED", " FOR UPDATE")}
+
+
 def first(campaign_id: int, due_by: datetime | None = None) -> QueuePage | None:
     """A campaign's first page, locked; one that nobody holds, where there is one."""
-    pages = QueuePage.objects.filter(campaign_id=campaign_id).order_by("campaign_id", "id")
-    if due_by is not None:
-        pages = pages.filter(due_at__lte=due_by)
-    for skip_locked in (True, False):
-        page = pages.select_for_update(skip_locked=skip_locked).first()
-        # SQLite has no locks of rows, and its transactions are alone.
-        if page is not None or connection.vendor != "postgresql":
-            return page
+    due = "" if due_by is None else " AND due_at <= %s"
+    which = [campaign_id] if due_by is None else [campaign_id, as_parameter(due_by)]
+    with connection.cursor() as cursor:
+        for locked in _LOCKED.get(connection.vendor, ("",)):
+            cursor.execute(statements.FIRST_PAGE.format(due=due, locked=locked), which)
+            if (page := cursor.fetchone()) is not None:
+                return QueuePage(*page[:-1], due_at=as_moment(page[-1]))
     return None
 
 
@@ -69,16 +74,19 @@ def turn(page: QueuePage, taken: Sequence[int], wanted: int) -> bool:
     all that nobody else had locked; whether none was passed over. A page that was read to its end
     is forgotten. Letters that were passed over get a page of their own, behind all others."""
     up_to = max(taken) if len(taken) == wanted else page.last_id
-    passed_over = standing(page).filter(pk__lte=up_to).count() > len(taken)
+    # Mostly all of the stretch: then none is left to be counted.
+    passed_over = up_to - page.next_id + 1 > len(taken) and standing(page).filter(
+        pk__lte=up_to
+    ).count() > len(taken)
     if passed_over:
         QueuePage.objects.create(
             campaign_id=page.campaign_id, next_id=page.next_id, last_id=up_to, due_at=page.due_at
         )
-    if up_to == page.last_id:
-        page.delete()
-    else:
-        page.next_id = up_to + 1
-        page.save(update_fields=["next_id"])
+    with connection.cursor() as cursor:
+        if up_to == page.last_id:
+            cursor.execute(statements.FORGET_PAGE, [page.pk])
+        else:
+            cursor.execute(statements.TURN_PAGE, [up_to + 1, page.pk])
     return not passed_over
 
 

@@ -70,6 +70,14 @@ OPENING = f"""
        AND (p.groups_held_until IS NULL OR p.groups_held_until <= %(now)s)
 """
 
+# Of the queue (delivery/queue_pages.py).
+FIRST_PAGE = (
+    f"SELECT id, campaign_id, next_id, last_id, due_at FROM {_PAGES}"
+    " WHERE campaign_id = %s{due} ORDER BY campaign_id, id LIMIT 1{locked}"
+)
+TURN_PAGE = f"UPDATE {_PAGES} SET next_id = %s WHERE id = %s"
+FORGET_PAGE = f"DELETE FROM {_PAGES} WHERE id = %s"
+
 # Sub-queries for one row each, not EXISTS: PostgreSQL would
 # read the whole table of subscriptions into a hash table for each claim.
 _DUE = f"""
@@ -330,7 +338,6 @@ EXCHANGE_PREPARED = EXCHANGE.format(
 
 # The same in SQLite. Their text is always the same, so the driver has them compiled already (that
 # took longer than moving the rows), and they return no rows.
-_IN_WAVE = "id IN (SELECT value FROM json_each(%s))"
 SQLITE_SENT = f"""
     UPDATE {_DELIVERIES} SET {SENT.format(now="%s")}
       FROM {ROWS_OF["sqlite"].format(outcomes="%s")} AS v
@@ -340,10 +347,7 @@ SQLITE_SENT = f"""
 SQLITE_NOTED = f"""
     UPDATE {_DELIVERIES}
        SET {MOVED_TO[_S.SENDING]}, handed_over_at = %s, provider = %s
-     WHERE {_IN_WAVE} AND status = '{_S.CLAIMED.value}' AND claim_key = %s
+     WHERE id IN (SELECT value FROM json_each(%s))
+       AND status = '{_S.CLAIMED.value}' AND claim_key = %s
        AND {MAY_LEAVE.format(provider="%s", now="%s", groups_held="%s")}
-"""
-SQLITE_WAVE_BY_CAMPAIGN = f"""
-    SELECT campaign_id, is_test, COUNT(*) FROM {_DELIVERIES}
-     WHERE {_IN_WAVE} GROUP BY campaign_id, is_test
 """

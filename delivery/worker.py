@@ -456,23 +456,31 @@ class Worker:
                 await asyncio.sleep(DATABASE_PAUSE.total_seconds())
 
     async def _commit_once(self, bridge: Bridge, commit: Commit) -> set[int]:
-        """One attempt: without the thread where it is the usual commit."""
+        """One attempt: in one go where it is the usual commit."""
         now = self.clock()
-        if (
-            bridge.session is None
-            or commit.unsent
-            or self.batches.failing is not None
-            or not self.place.is_certain(now)
-            or not queue.all_accepted(answered := self._answers(commit.results))
-        ):
+        answered = self._answers(commit.results)
+        is_usual = (
+            not commit.unsent
+            and self.batches.failing is None
+            and self.place.is_certain(now)
+            and queue.all_accepted(answered)
+        )
+        wave = [turn.claimed for turn in commit.wave]
+        usual = Exchange(self.place.lease, answered, wave, now, commit.groups_held)
+        if not is_usual or (moved := await self._exchange(bridge, usual)) is None:
             return await bridge.call(self._record_and_hand_over, commit)
-        exchange = Exchange(self.place.lease, answered, commit.ids, now, commit.groups_held)
-        exchanged = await bridge.session.run(queue.exchanging(exchange))
-        if not queue.is_whole(exchange, exchanged):
-            await bridge.call(queue.make_up, exchange, exchanged)
         self.is_on_probation &= not commit.results
-        self._committed(commit, exchanged.moved)
-        return set(exchanged.moved)
+        self._committed(commit, moved)
+        return set(moved)
+
+    async def _exchange(self, bridge: Bridge, usual: Exchange) -> list[int] | None:
+        """Without the thread where statements can be prepared; None where nothing was written."""
+        if bridge.session is None:
+            return await bridge.call(queue.exchange, usual)
+        exchanged = await bridge.session.run(queue.exchanging(usual))
+        if not queue.is_whole(usual, exchanged):
+            await bridge.call(queue.make_up, usual, exchanged)
+        return exchanged.moved
 
     # ------------------------------------------------------------------ on the wire
 
