@@ -24,7 +24,7 @@ from campaigns.header_fields import (
     subject_field,
 )
 from campaigns.list_headers import feedback_id_field, list_id_field, unsubscribe_fields
-from campaigns.merge import LONGEST_VALUE, LetterError, MergeTemplate
+from campaigns.merge import LONGEST_VALUE, LetterError, MergeTemplate, plain_segment
 from campaigns.models import Edition
 
 # "=_" cannot occur in quoted-printable (RFC 2045 section 6.7), so no body contains the boundary.
@@ -105,9 +105,9 @@ class Letter:
 
         LetterError when a merge field fails for this reader or a value cannot stand in a header.
         """
-        values = self.merge_values(addressee)
+        values, plain = self._values(addressee)
         try:
-            return "".join(
+            head = "".join(
                 (
                     date_field(addressee.date),
                     self._from,
@@ -119,12 +119,10 @@ class Letter:
                     ),
                     _unsubscribe_fields(addressee.unsubscribe_url),
                     _BEFORE_TEXT,
-                    self._text.render_encoded(values),
-                    _BEFORE_HTML,
-                    self._html.render_encoded(values),
-                    _END,
                 )
             ).encode("ascii")
+            text, html = self._text.segments(values, plain), self._html.segments(values, plain)
+            return b"".join((head, *text, _BEFORE_HTML, *html, _END))
         except LetterError:
             raise
         except ValueError as error:
@@ -155,13 +153,20 @@ class Letter:
         What is empty is left out, so that ``default`` works; a built-in name is never taken from
         the attributes.
         """
-        values = {}
+        return self._values(addressee)[0]
+
+    def _values(self, addressee: Addressee) -> tuple[dict[str, str], dict[str, bytes]]:
+        """The same, and the segments of those that are plain: what needs no more than one look."""
+        values: dict[str, str] = {}
+        plain: dict[str, bytes] = {}
         attributes = addressee.attributes
         for name, built_in in self._names:
             value = getattr(addressee, built_in) if built_in else attributes.get(name)
-            if value is not None and (text := merge_text(value)):
+            if isinstance(value, str) and (segment := plain_segment(value)) is not None:
+                values[name], plain[name] = value, segment
+            elif value is not None and (text := merge_text(value)):
                 values[name] = text
-        return values
+        return values, plain
 
     def _make_list_fields(self, campaign_id: int, name: str, label: str) -> str:
         fields = feedback_id_field(campaign_id, label, self._sender_id)
@@ -214,8 +219,8 @@ _BEFORE_TEXT = (
     f'Content-Type: multipart/alternative; boundary="{BOUNDARY}"\r\n\r\n' + _PART.format("plain")
 )
 # The CRLF before a boundary belongs to the boundary (RFC 2046 section 5.1.1), not to the part.
-_BEFORE_HTML = "\r\n" + _PART.format("html")
-_END = f"\r\n--{BOUNDARY}--\r\n"
+_BEFORE_HTML = ("\r\n" + _PART.format("html")).encode("ascii")
+_END = f"\r\n--{BOUNDARY}--\r\n".encode("ascii")
 
 
 def _unsubscribe_fields(url: str) -> str:

@@ -57,6 +57,7 @@ _URL = re.compile(r"(?:https?://|mailto:)[^\s<>\"\x00-\x20\x7f]+", re.IGNORECASE
 # A value that is its own quoted-printable: no "=", nothing to escape, no space at the end.
 _PLAIN_TEXT = re.compile(r"[ -<>-~]{0,74}[!-<>-~]").fullmatch
 _PLAIN_HTML = re.compile(r"[ !#-%(-;?-~]{0,74}[!#-%(-;?-~]").fullmatch
+_SOFT_BREAK = quoted_printable.SOFT_BREAK.encode("ascii")
 
 Finalizer = Callable[[object], str]
 
@@ -111,8 +112,18 @@ class MergeTemplate:
 
     def render_encoded(self, values: Mapping[str, str]) -> str:
         """The same in quoted-printable, as one segment."""
+        return b"".join(self.segments(values, {})).decode("ascii")
+
+    def segments(self, values: Mapping[str, str], plain: Mapping[str, bytes]) -> list[bytes]:
+        """The same as segments to be joined. ``plain``: of the values, those that ``plain_segment``
+        knows how to write."""
         if self._form is not None:
-            return self._measured(self._form.filled(values))
+            segments, octets = self._form.filled(values, plain)
+            self._measure(octets)
+            return segments
+        return [self._rendered_segment(values).encode("ascii")]
+
+    def _rendered_segment(self, values: Mapping[str, str]) -> str:
         if self._encoded is None:
             return quoted_printable.segment(self._render(self._text, values))
         try:
@@ -126,12 +137,12 @@ class MergeTemplate:
             output = environment.render_template(self.part, **values)
         except TemplateError as error:
             raise self._error(error) from error
-        return self._measured(output)
-
-    def _measured(self, output: str) -> str:
-        if len(output) > LARGEST_OUTPUT:
-            raise LetterError(f"{self.part}: larger than {LARGEST_OUTPUT // 1024} KB when filled")
+        self._measure(len(output))
         return output
+
+    def _measure(self, size: int) -> None:
+        if size > LARGEST_OUTPUT:
+            raise LetterError(f"{self.part}: larger than {LARGEST_OUTPUT // 1024} KB when filled")
 
     def _add(self, environment: Environment, source: str) -> None:
         try:
@@ -188,6 +199,12 @@ def _html_value(value: object) -> str:
     return safe(value if isinstance(value, Markup) else escape(_as_text(value)))
 
 
+def plain_segment(value: str) -> bytes | None:
+    """The segment of a value that is written alike in text and in HTML, as most are: a short string
+    of printable ASCII without anything to escape. None for any other."""
+    return value.encode("ascii") + _SOFT_BREAK if _PLAIN_HTML(value) else None
+
+
 def _encoded_value(value: object) -> str:
     if type(value) is str and _PLAIN_TEXT(value):
         return value + quoted_printable.SOFT_BREAK
@@ -214,19 +231,28 @@ class _Form:
     """Encoded text with blanks for values: filled in less than half of minijinja's time.
 
     ``blanks``: the places among the pieces where values stand, and their names; the piece at such
-    a place is what stands there when the value is missing.
+    a place is what stands there when the value is missing. ``octets``: of all pieces.
     """
 
-    pieces: list[str]
+    pieces: list[bytes]
     blanks: list[tuple[int, str]]
     finalizer: Finalizer
+    octets: int
 
-    def filled(self, values: Mapping[str, str]) -> str:
-        pieces = self.pieces.copy()
+    def filled(
+        self, values: Mapping[str, str], plain: Mapping[str, bytes]
+    ) -> tuple[list[bytes], int]:
+        """Its segments, and how many octets they have."""
+        pieces, octets = self.pieces.copy(), self.octets
         for place, name in self.blanks:
-            if name in values:
-                pieces[place] = self.finalizer(values[name])
-        return "".join(pieces)
+            segment = plain.get(name)
+            if segment is None:
+                if name not in values:
+                    continue
+                segment = self.finalizer(values[name]).encode("ascii")
+            octets += len(segment) - len(pieces[place])
+            pieces[place] = segment
+        return pieces, octets
 
 
 def _form(pieces: list[Piece], looked_up: set[str], finalizer: Finalizer) -> _Form | None:
@@ -235,20 +261,22 @@ def _form(pieces: list[Piece], looked_up: set[str], finalizer: Finalizer) -> _Fo
     ``looked_up``: the names that minijinja finds in it, for it alone knows which words are names
     and which are ``true``, ``none`` or a number.
     """
-    form = _Form([], [], finalizer)
+    written: list[str] = []
+    blanks: list[tuple[int, str]] = []
     for place, piece in enumerate(pieces):
         match piece.kind:
             case PieceKind.TEXT | PieceKind.COMMENT:
-                form.pieces.append(quoted_printable.segment(piece.text))
+                written.append(quoted_printable.segment(piece.text))
             case PieceKind.EXPRESSION:
                 field = _FIELD(piece.inside)
                 if field is None or field[1] not in looked_up:
                     return None
-                form.pieces.append(finalizer(field[2] or field[3] or ""))
-                form.blanks.append((place, field[1]))
+                written.append(finalizer(field[2] or field[3] or ""))
+                blanks.append((place, field[1]))
             case _:
                 return None
-    return form
+    segments = [segment.encode("ascii") for segment in written]
+    return _Form(segments, blanks, finalizer, sum(map(len, segments)))
 
 
 # ------------------------------------------------------------------------------ encoded templates

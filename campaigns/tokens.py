@@ -43,6 +43,7 @@ WIDTHS: dict[Purpose, tuple[int, ...]] = {
 }
 _OF_CAMPAIGN, _OF_SUBSCRIBER = WIDTHS[Purpose.UNSUBSCRIBE]
 (_OF_DELIVERY,) = WIDTHS[Purpose.MESSAGE_ID]  # and of the return path
+_OF_A_LETTER = (Purpose.RETURN_PATH, Purpose.MESSAGE_ID, Purpose.UNSUBSCRIBE)
 
 
 class LetterTokens(NamedTuple):
@@ -66,7 +67,7 @@ class TokenSigner:
     """Makes and reads tokens. ``keys``: key number (0..255) to secret; the highest one signs."""
 
     keys: Mapping[int, bytes]
-    _kept: dict[Purpose, _Ready] = field(
+    _kept: dict[tuple[Purpose, ...], list[_Ready]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -76,7 +77,8 @@ class TokenSigner:
         payload = b"".join(
             number.to_bytes(width, "big") for number, width in zip(numbers, widths, strict=True)
         )
-        return _base32(self._signed(purpose, payload))
+        (ready,) = self._ready(purpose)
+        return _base32(_octets(ready, payload))
 
     def sign_letter(self, delivery_id: int, campaign_id: int, subscriber_id: int) -> LetterTokens:
         """The tokens of one letter, each as ``sign`` makes it, in two thirds of the time."""
@@ -84,17 +86,13 @@ class TokenSigner:
         reader = campaign_id.to_bytes(_OF_CAMPAIGN, "big")
         reader += subscriber_id.to_bytes(_OF_SUBSCRIBER, "big")
         # The first two end where a character of base32 does: 15 octets are 24 characters.
+        of_return_path, of_message_id, of_unsubscribe = self._ready(*_OF_A_LETTER)
         text = _base32(
-            self._signed(Purpose.RETURN_PATH, delivery)
-            + self._signed(Purpose.MESSAGE_ID, delivery)
-            + self._signed(Purpose.UNSUBSCRIBE, reader)
+            _octets(of_return_path, delivery)
+            + _octets(of_message_id, delivery)
+            + _octets(of_unsubscribe, reader)
         )
         return LetterTokens(text[:24], text[24:48], text[48:])
-
-    def _signed(self, purpose: Purpose, payload: bytes) -> bytes:
-        number, inner, outer = self._kept.get(purpose) or self._ready(purpose)
-        body = number + payload
-        return body + _mac(inner, outer, body)
 
     def read(self, purpose: Purpose, token: str) -> tuple[int, ...] | None:
         """The numbers of a genuine token for this purpose; None for anything else.
@@ -112,23 +110,24 @@ class TokenSigner:
         # Base32 leaves spare bits at the end: only the canonical spelling is ours.
         if base64.b32encode(raw).decode("ascii").rstrip("=") != token.upper():
             return None
-        body, mac = raw[:-MAC_OCTETS], raw[-MAC_OCTETS:]
-        if body[0] not in self.keys:
+        if raw[0] not in self.keys:
             return None
-        if not hmac.compare_digest(mac, _mac(*_begun(self.keys[body[0]], purpose), body)):
+        ready = _Ready(raw[:1], *_begun(self.keys[raw[0]], purpose))
+        if not hmac.compare_digest(raw, _octets(ready, raw[1:-MAC_OCTETS])):
             return None
         numbers, at = [], 1
         for width in widths:
-            numbers.append(int.from_bytes(body[at : at + width], "big"))
+            numbers.append(int.from_bytes(raw[at : at + width], "big"))
             at += width
         return tuple(numbers)
 
-    def _ready(self, purpose: Purpose) -> _Ready:
-        """What the tokens of a purpose have in common; kept for the next one."""
-        number = max(self.keys)
-        begun = _begun(self.keys[number], purpose)
-        ready = self._kept[purpose] = _Ready(number.to_bytes(1, "big"), *begun)
-        return ready
+    def _ready(self, *purposes: Purpose) -> list[_Ready]:
+        """What the tokens of each purpose have in common; kept for the next ones."""
+        if purposes not in self._kept:
+            number = max(self.keys)
+            of_key = number.to_bytes(1, "big")
+            self._kept[purposes] = [_Ready(of_key, *_begun(self.keys[number], p)) for p in purposes]
+        return self._kept[purposes]
 
 
 @lru_cache(maxsize=64)
@@ -143,11 +142,14 @@ def _begun(key: bytes, purpose: Purpose) -> tuple[Hash, Hash]:
     )
 
 
-def _mac(inner: Hash, outer: Hash, body: bytes) -> bytes:
+def _octets(ready: _Ready, payload: bytes) -> bytes:
+    """A token before its base32: the number of the key, the payload, and their MAC."""
+    number, inner, outer = ready
+    body = number + payload
     inner, outer = inner.copy(), outer.copy()
     inner.update(body)
     outer.update(inner.digest())
-    return outer.digest()[:MAC_OCTETS]
+    return body + outer.digest()[:MAC_OCTETS]
 
 
 # The character of each five bits; translate() takes a table of 256.

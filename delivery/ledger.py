@@ -60,7 +60,9 @@ class Ledger:
     def trouble(results: Sequence[Result]) -> Unavailable | None:
         """The provider's gravest trouble among these results: what only a person can mend, then
         the longest rest that was asked for; None when there was no trouble."""
-        found = [trouble for r in results if (trouble := _trouble_of(r.outcome)) is not None]
+        # Nearly all are accepted, and looked at no further.
+        others = [r.outcome for r in results if not isinstance(r.outcome, Accepted)]
+        found = [trouble for one in others if (trouble := _trouble_of(one)) is not None]
         return max(found, key=_gravity, default=None)
 
     @staticmethod

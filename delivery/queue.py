@@ -10,7 +10,7 @@ run on PostgreSQL and SQLite.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -148,9 +148,11 @@ def _exchange_whole(usual: Exchange) -> bool:
     try:
         with transaction.atomic(), connection.cursor() as cursor:
             if accepted:
-                cursor.execute(
-                    statements.SQLITE_SENT, [moment, _as_json(accepted), lease.claim_key]
-                )
+                outcomes = [
+                    (attempts, code, text, moment, delivery_id, lease.claim_key)
+                    for delivery_id, attempts, code, text in _outcomes(accepted)
+                ]
+                cursor.executemany(statements.SQLITE_SENT, outcomes)
                 if cursor.rowcount < len(accepted):
                     raise _NotWholeError
                 _count((claimed for claimed, _outcome in accepted), _S.SENDING, _S.SENT, tally)
@@ -595,13 +597,14 @@ def counted(campaign_id: int) -> dict[str, int]:
 # ---------------------------------------------------------------------------------- SQL
 
 
+def _outcomes(sent: Sequence[Answered]) -> Iterator[tuple[int, int, int | None, str]]:
+    """Id, attempts, code and reply of letters that were accepted."""
+    for claimed, outcome in sent:
+        yield claimed.id, claimed.attempts + 1, outcome.reply.code, outcome.reply.text
+
+
 def _as_json(sent: Sequence[Answered]) -> str:
-    return json.dumps(
-        [
-            (claimed.id, claimed.attempts + 1, outcome.reply.code, outcome.reply.text)
-            for claimed, outcome in sent
-        ]
-    )
+    return json.dumps(list(_outcomes(sent)))
 
 
 def _ids_of(letters: Iterable[Answered | Settled]) -> list[int]:

@@ -277,10 +277,11 @@ CLAIM = f"""
 # One parameter for the outcomes of a wave: unlike arrays both databases read it, and neither driver
 # has to walk through it. PostgreSQL takes it for a hundred rows, whatever is in it, and may read
 # the whole table for them: so the ids are named once more.
-SENT = (
-    f"{MOVED_TO[_S.SENT]}, claim_key = NULL, attempts = v.attempts, code = v.code,"
-    " reply = v.reply, settled_at = {now}"
+_SENT = (
+    f"{MOVED_TO[_S.SENT]}, claim_key = NULL, attempts = {{attempts}}, code = {{code}},"
+    " reply = {reply}, settled_at = {now}"
 )
+SENT = _SENT.format(attempts="v.attempts", code="v.code", reply="v.reply", now="{now}")
 # A list of (id, attempts, code, reply), as rows; {outcomes} is the parameter.
 _ROWS = (
     "(SELECT CAST(value ->> 0 AS bigint) AS id, CAST(value ->> 1 AS smallint) AS attempts,"
@@ -337,12 +338,11 @@ EXCHANGE_PREPARED = EXCHANGE.format(
 )
 
 # The same in SQLite. Their text is always the same, so the driver has them compiled already (that
-# took longer than moving the rows), and they return no rows.
+# took longer than moving the rows), and they return no rows. The first is run for each letter:
+# there is no way to a server between them.
 SQLITE_SENT = f"""
-    UPDATE {_DELIVERIES} SET {SENT.format(now="%s")}
-      FROM {ROWS_OF["sqlite"].format(outcomes="%s")} AS v
-     WHERE {_DELIVERIES}.id = v.id
-       AND {_DELIVERIES}.claim_key = %s AND {_DELIVERIES}.status = '{_S.SENDING.value}'
+    UPDATE {_DELIVERIES} SET {_SENT.format(attempts="%s", code="%s", reply="%s", now="%s")}
+     WHERE id = %s AND claim_key = %s AND status = '{_S.SENDING.value}'
 """
 SQLITE_NOTED = f"""
     UPDATE {_DELIVERIES}

@@ -502,6 +502,8 @@ class Worker:
     def _asks_for_silence(self, outcome: Outcome) -> bool:
         """Whether the other noted letters should not leave either: the login is refused, a quota is
         spent, the server is gone. Not where fewer connections may be all that is asked for."""
+        if isinstance(outcome, Accepted):
+            return False
         if isinstance(outcome, Unconfirmed):
             return outcome.rests
         if not isinstance(outcome, Unavailable) or outcome.rule == PERMIT_EXPIRED:

@@ -230,10 +230,14 @@ class LetterProtocol(SMTPProtocol):
             elif not self._reply(line):
                 return
         self._unread = data[begin:]
-        if len(self._unread) + sum(map(len, self._lines)) > MAX_RESPONSE_LENGTH:
+        is_complete = not self._unread and not self._lines
+        if not is_complete and self._length_so_far() > MAX_RESPONSE_LENGTH:
             self.abort("Response too long")
         elif self._expected:
             self._watch_the_time()
+
+    def _length_so_far(self) -> int:
+        return len(self._unread) + sum(map(len, self._lines))
 
     def _spoke_unasked(self) -> None:
         """Most often a 421 before the server closes an idle connection."""
