@@ -58,6 +58,7 @@ _URL = re.compile(r"(?:https?://|mailto:)[^\s<>\"\x00-\x20\x7f]+", re.IGNORECASE
 _PLAIN_TEXT = re.compile(r"[ -<>-~]{0,74}[!-<>-~]").fullmatch
 _PLAIN_HTML = re.compile(r"[ !#-%(-;?-~]{0,74}[!#-%(-;?-~]").fullmatch
 _SOFT_BREAK = quoted_printable.SOFT_BREAK.encode("ascii")
+_LONGEST_PLAIN_SEGMENT = 75 + len(_SOFT_BREAK)
 
 Finalizer = Callable[[object], str]
 
@@ -118,8 +119,9 @@ class MergeTemplate:
         """The same as segments to be joined. ``plain``: of the values, those that ``plain_segment``
         knows how to write."""
         if self._form is not None:
-            segments, octets = self._form.filled(values, plain)
-            self._measure(octets)
+            segments, most = self._form.filled(values, plain)
+            if most > LARGEST_OUTPUT:
+                self._measure(sum(map(len, segments)))
             return segments
         return [self._rendered_segment(values).encode("ascii")]
 
@@ -231,7 +233,8 @@ class _Form:
     """Encoded text with blanks for values: filled in less than half of minijinja's time.
 
     ``blanks``: the places among the pieces where values stand, and their names; the piece at such
-    a place is what stands there when the value is missing. ``octets``: of all pieces.
+    a place is what stands there when the value is missing. ``octets``: how many there are at most
+    when all values are plain.
     """
 
     pieces: list[bytes]
@@ -242,17 +245,17 @@ class _Form:
     def filled(
         self, values: Mapping[str, str], plain: Mapping[str, bytes]
     ) -> tuple[list[bytes], int]:
-        """Its segments, and how many octets they have."""
-        pieces, octets = self.pieces.copy(), self.octets
+        """Its segments, and how many octets they have at most."""
+        pieces, most = self.pieces.copy(), self.octets
         for place, name in self.blanks:
             segment = plain.get(name)
             if segment is None:
                 if name not in values:
                     continue
                 segment = self.finalizer(values[name]).encode("ascii")
-            octets += len(segment) - len(pieces[place])
+                most += len(segment)
             pieces[place] = segment
-        return pieces, octets
+        return pieces, most
 
 
 def _form(pieces: list[Piece], looked_up: set[str], finalizer: Finalizer) -> _Form | None:
@@ -276,7 +279,8 @@ def _form(pieces: list[Piece], looked_up: set[str], finalizer: Finalizer) -> _Fo
             case _:
                 return None
     segments = [segment.encode("ascii") for segment in written]
-    return _Form(segments, blanks, finalizer, sum(map(len, segments)))
+    most = sum(map(len, segments)) + _LONGEST_PLAIN_SEGMENT * len(blanks)
+    return _Form(segments, blanks, finalizer, most)
 
 
 # ------------------------------------------------------------------------------ encoded templates

@@ -276,7 +276,7 @@ class Connection:
         # one breaks before the first answer too, one command at a time: a server that dies of
         # this letter's RCPT may have kept its answer to MAIL in a buffer.
         for pipelining in (True, True, False):
-            if self.protocol is None or not self._is_fresh():
+            if not self._is_fresh():
                 failure = await self._connect_once(pipelining)
                 if failure is not None:
                     return failure
@@ -300,7 +300,6 @@ class Connection:
         return (
             self.protocol is not None
             and self.protocol.is_usable
-            and self.protocol.is_connected
             and self.letters < self.provider.letters_per_connection
             and time.monotonic() - self.connected_at < self.provider.seconds_per_connection
         )
