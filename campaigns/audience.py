@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery
+from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery, Value
 
 from campaigns.models import Campaign, MailingList, Subscriber, Subscription, Suppression
 from campaigns.states import SubscriptionStatus
@@ -18,10 +18,16 @@ def audience(
     is the lowest id of the included lists through which a reader is chosen; it gives List-Id and
     is what an unsubscribe link ends.
     """
-    included = _subscriptions(campaign.include_lists.all())
-    excluded = _subscriptions(campaign.exclude_lists.all())
+    lists = _ids(campaign.include_lists.all())
+    included = _subscriptions(lists)
+    excluded = _subscriptions(_ids(campaign.exclude_lists.all()))
     suppressed = Suppression.in_force().filter(address_key=OuterRef("address_key"))
-    through_list = included.order_by("mailing_list_id").values("mailing_list_id")[:1]
+    # Of one list, as nearly always, nobody has to ask for each reader.
+    through_list = (
+        Value(lists[0])
+        if len(lists) == 1
+        else Subquery(included.order_by("mailing_list_id").values("mailing_list_id")[:1])
+    )
     # EXISTS, not a join: a reader on three lists is one row without DISTINCT. Where the page begins
     # and ends is said of the subscriptions, too: a merge join would read all those that lie before
     # it, and so, for a million readers, the list fifty times.
@@ -32,7 +38,7 @@ def audience(
         readers = readers.filter(pk__lte=up_to)
     return (
         readers.filter(Exists(included.filter(between)), ~Exists(excluded), ~Exists(suppressed))
-        .annotate(through_list=Subquery(through_list))
+        .annotate(through_list=through_list)
         .order_by()
     )
 
@@ -47,10 +53,14 @@ def audience_count(campaign: Campaign) -> int:
     return audience(campaign).count()
 
 
-def _subscriptions(lists: QuerySet[MailingList]) -> QuerySet[Subscription]:
+def _ids(lists: QuerySet[MailingList]) -> list[int]:
+    return list(lists.values_list("pk", flat=True))
+
+
+def _subscriptions(lists: list[int]) -> QuerySet[Subscription]:
     """The outer subscriber's live subscriptions to one of these lists."""
     return Subscription.objects.filter(
         subscriber=OuterRef("pk"),
-        mailing_list__in=list(lists.values_list("pk", flat=True)),
+        mailing_list__in=lists,
         status=SubscriptionStatus.SUBSCRIBED,
     )
