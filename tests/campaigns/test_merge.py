@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from campaigns import quoted_printable
-from campaigns.merge import LARGEST_OUTPUT, LONGEST_VALUE, LetterError, MergeTemplate, url_filter
+from campaigns.merge import (
+    LARGEST_OUTPUT,
+    LONGEST_VALUE,
+    LetterError,
+    MergeTemplate,
+    plain_segment,
+    url_filter,
+)
 from campaigns.template_source import PieceKind, UnclosedTagError, split
 from campaigns.trial import Manuscript, typeset
 
@@ -198,6 +205,22 @@ def test_a_form_is_filled_to_the_octet_as_minijinja_fills_it(
             form.render_encoded(values)
     else:
         assert form.render_encoded(values) == expected
+        plain = {name: one for name, value in values.items() if (one := plain_segment(value))}
+        assert b"".join(form.segments(values, plain)) == expected.encode("ascii")
+        assert b"".join(by_minijinja.segments(values, plain)) == expected.encode("ascii")
+
+
+@pytest.mark.parametrize("value", ["", "x ", "a=b", "<", ">", "&", "'", '"', "é", "\t", "x" * 76])
+def test_what_is_written_in_several_ways_is_not_plain(value: str) -> None:
+    assert plain_segment(value) is None
+
+
+@given(st.text(st.characters(max_codepoint=200), max_size=80))
+def test_a_plain_value_is_written_in_every_letter_as_it_is(value: str) -> None:
+    if (segment := plain_segment(value)) is not None:
+        for html in (False, True):
+            written = MergeTemplate("part", "{{ v }}", html=html).render_encoded({"v": value})
+            assert written.encode("ascii") == segment
 
 
 def test_a_letter_of_text_and_fields_is_filled_without_minijinja(

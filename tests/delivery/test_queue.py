@@ -85,6 +85,17 @@ def test_a_page_that_is_filled_again_doubles_nobody(campaign, now):
     assert statuses(campaign) == {"queued": 12}
 
 
+def test_a_page_of_which_some_are_queued_already_brings_the_others(mailing_list, now):
+    """Written plainly it would be refused as a whole."""
+    campaign = make_unfilled(mailing_list, now, 20)
+    assert filling.fill_page(campaign, 7, now) == 7
+    Campaign.objects.filter(pk=campaign.pk).update(filled_up_to=0)
+    assert filling.fill_page(campaign, 15, now) == 8
+    assert filling.fill_page(campaign, 15, now) == 5
+    assert CampaignTotals.of([campaign.pk])[campaign.pk]["queued"] == 20
+    assert len(set(Delivery.objects.values_list("subscriber_id", flat=True))) == 20
+
+
 def test_a_paused_campaign_is_not_filled(mailing_list, readers, now):
     campaign = make_campaign(mailing_list, now)
     campaign.start(now)
