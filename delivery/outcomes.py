@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import StrEnum
+from typing import NamedTuple
 
 from delivery.status_codes import EnhancedStatus
 
@@ -47,8 +48,7 @@ class Throttle(StrEnum):
     PAUSE = "pause"  # nothing at all for ``retry_after``
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """A reply, verbatim. ``code`` is None where there was none (lost connection, time-out):
     ``text`` then is our own description."""
 
