@@ -34,26 +34,16 @@ def move(campaign_id: int, slot: int, wave: int, claim_size: int) -> None:
     from delivery import claiming, queue
     from delivery.leases import Lease
     from delivery.outcomes import Accepted, Phase, Reply
-    from delivery.sql import keeps_statements, run_prepared
 
     lease = Lease("default", slot, random.getrandbits(60) + 1, "benchmark")
     outcome = Accepted(Reply.of(Phase.FINAL_DOT, 250, "2.0.0 Ok: queued as 4bXyZ1234567"))
-    keeps = keeps_statements()
-
-    def write(answered: list[queue.Answered], leaving: list[claiming.Claimed]) -> None:
-        usual = queue.Exchange(lease, answered, leaving, timezone.now(), None)
-        if keeps:
-            run_prepared(queue.exchanging(usual))
-        else:
-            queue.exchange(usual)
-
     while claimed := claiming.claim(lease, [campaign_id], claim_size, timezone.now()):
         answered: list[queue.Answered] = []
         for start in range(0, len(claimed), wave):
             letters = claimed[start : start + wave]
-            write(answered, letters)
+            queue.exchange(queue.Exchange(lease, answered, letters, timezone.now(), None))
             answered = [(one, outcome) for one in letters]
-        write(answered, [])
+        queue.exchange(queue.Exchange(lease, answered, [], timezone.now(), None))
 
 
 def run(list_id: int, processes: int, wave: int) -> dict[str, float]:

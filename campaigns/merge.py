@@ -58,7 +58,7 @@ _URL = re.compile(r"(?:https?://|mailto:)[^\s<>\"\x00-\x20\x7f]+", re.IGNORECASE
 _PLAIN_TEXT = re.compile(r"[ -<>-~]{0,74}[!-<>-~]").fullmatch
 _PLAIN_HTML = re.compile(r"[ !#-%(-;?-~]{0,74}[!#-%(-;?-~]").fullmatch
 _SOFT_BREAK = quoted_printable.SOFT_BREAK.encode("ascii")
-_LONGEST_PLAIN_SEGMENT = 75 + len(_SOFT_BREAK)
+_LONGEST_PLAIN_SEGMENT = quoted_printable.LONGEST_LINE + len("\r\n")
 
 Finalizer = Callable[[object], str]
 

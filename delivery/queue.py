@@ -30,6 +30,8 @@ from delivery.sql import (
     among,
     as_parameter,
     in_order_of_an_index,
+    keeps_statements,
+    run_prepared,
 )
 from delivery.states import WAITING, DeliveryStatus
 from delivery.tally import COMMON_SHARD, Tally
@@ -114,7 +116,8 @@ def exchange(usual: Exchange) -> list[int] | None:
     the caller's."""
     if connection.vendor != "postgresql":
         return usual.ids if _exchange_whole(usual) else None
-    exchanged = _exchange(usual)
+    keeps = keeps_statements()
+    exchanged = run_prepared(exchanging(usual)) if keeps else _exchange(usual)
     if not is_whole(usual, exchanged):
         make_up(usual, exchanged)
     return exchanged.moved

@@ -74,10 +74,9 @@ def turn(page: QueuePage, taken: Sequence[int], wanted: int) -> bool:
     all that nobody else had locked; whether none was passed over. A page that was read to its end
     is forgotten. Letters that were passed over get a page of their own, behind all others."""
     up_to = max(taken) if len(taken) == wanted else page.last_id
-    # Mostly all of the stretch: then none is left to be counted.
-    passed_over = up_to - page.next_id + 1 > len(taken) and standing(page).filter(
-        pk__lte=up_to
-    ).count() > len(taken)
+    passed_over = False
+    if up_to - page.next_id + 1 > len(taken):  # mostly it is all of the stretch
+        passed_over = standing(page).filter(pk__lte=up_to).count() > len(taken)
     if passed_over:
         QueuePage.objects.create(
             campaign_id=page.campaign_id, next_id=page.next_id, last_id=up_to, due_at=page.due_at

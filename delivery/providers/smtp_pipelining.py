@@ -230,8 +230,7 @@ class LetterProtocol(SMTPProtocol):
             elif not self._reply(line):
                 return
         self._unread = data[begin:]
-        is_complete = not self._unread and not self._lines
-        if not is_complete and self._length_so_far() > MAX_RESPONSE_LENGTH:
+        if (self._unread or self._lines) and self._length_so_far() > MAX_RESPONSE_LENGTH:
             self.abort("Response too long")
         elif self._expected:
             self._watch_the_time()

@@ -187,16 +187,19 @@ def interfere(
     """Calls these around each "commit" or "claim" of a worker, whether its thread makes it or its
     session; what they raise, the move raises."""
     module, in_thread, in_session = {
-        "commit": (queue, "record_and_hand_over", "exchanging"),
-        "claim": (claiming, "claim", "usual_claim"),
+        "commit": (queue, ("record_and_hand_over", "exchange"), "exchanging"),
+        "claim": (claiming, ("claim",), "usual_claim"),
     }[move]
-    real_unit, real_run = getattr(module, in_thread), Session.run
+    real_run = Session.run
 
-    def unit(*arguments):
-        before()
-        result = real_unit(*arguments)
-        after()
-        return result
+    def around(real_unit):
+        def unit(*arguments):
+            before()
+            result = real_unit(*arguments)
+            after()
+            return result
+
+        return unit
 
     async def run(self, steps):
         if steps.__name__ != in_session:
@@ -206,7 +209,8 @@ def interfere(
         after()
         return result
 
-    monkeypatch.setattr(module, in_thread, unit)
+    for name in in_thread:
+        monkeypatch.setattr(module, name, around(getattr(module, name)))
     monkeypatch.setattr(Session, "run", run)
 
 
