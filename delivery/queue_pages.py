@@ -36,6 +36,13 @@ def end_of_the_queue() -> int:
     return Delivery.objects.aggregate(last=Max("pk"))["last"] or 0
 
 
+def last_reader(campaign_id: int, end: int) -> int | None:
+    """The highest reader of the letters that this transaction has queued for a campaign since
+    ``end_of_the_queue``; None where there are none."""
+    new = Delivery.objects.alias(of=F("campaign_id") + 0).filter(pk__gt=end)
+    return new.filter(of=campaign_id, is_test=False).aggregate(last=Max("subscriber_id"))["last"]
+
+
 def write(campaign_id: int, end: int, due_at: datetime) -> None:
     """Makes pages of the letters that this transaction has queued for a campaign since
     ``end_of_the_queue``. Letters of others may stand between them."""

@@ -48,21 +48,26 @@ def test_every_subscribed_reader_is_queued_once(campaign, readers):
     assert set(Delivery.objects.values_list("rcpt_to", flat=True)) == {r.email for r in readers}
 
 
-def test_who_joins_while_a_page_is_filled_pushes_nobody_out_of_it(mailing_list, now):
-    """The page ends where its last reader stood when it was looked at."""
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_who_joins_while_a_page_is_filled_pushes_nobody_out_of_it(mailing_list, now, is_refused):
+    """A page that was refused as a whole ends where its last reader stood when it was looked at."""
     campaign = make_unfilled(mailing_list, now, 20)
     readers = list(Subscriber.objects.order_by("pk"))
+    if is_refused:
+        assert filling.fill_page(campaign, 1, now) == 1
+        Campaign.objects.filter(pk=campaign.pk).update(filled_up_to=0)
     third = Subscription.objects.filter(subscriber=readers[2])
     third.update(status="unsubscribed")
 
     def join(execute, sql, parameters, many, context):
-        if sql.lstrip().startswith("INSERT INTO delivery_delivery"):
+        is_it = sql.lstrip().startswith("INSERT INTO delivery_delivery")
+        if is_it and is_refused == ("ON CONFLICT" in sql):
             third.update(status="subscribed")
         return execute(sql, parameters, many, context)
 
     with connection.execute_wrapper(join):
-        assert filling.fill_page(campaign, 10, now) == 11
-    assert filling.fill_page(campaign, 10, now) == 9
+        assert filling.fill_page(campaign, 10, now) == 10
+    assert filling.fill_page(campaign, 20, now) == (9 if is_refused else 10)
     assert set(Delivery.objects.values_list("subscriber_id", flat=True)) == {r.pk for r in readers}
 
 
