@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from random import Random
 from typing import NamedTuple
 
-from delivery import claiming, groups, limits
+from delivery import claiming, groups, limits, queue_pages
 from delivery.bridge import Bridge
 from delivery.claiming import Claimed
 from delivery.clocks import Timer
@@ -27,7 +27,7 @@ from delivery.session import Session
 COMPOSED_TOGETHER = 20
 OCTETS_TOGETHER = 256 * 1024
 # When to look again where nothing waits and the next page of the queue is being written.
-NEXT_PAGE = timedelta(milliseconds=50)
+NEXT_PAGE = timedelta(milliseconds=20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,10 @@ class Batches:
         self._limit_clock = limit_clock
         self._timer = timer
         self._dice = dice
+        workers = settings.workers_for(place.alias)
+        # Into so many parts the end of the queue is divided; so many pages are more than that end.
+        self._shares = 2 * workers if workers > 1 else 1
+        self._pages = workers + self._shares * settings.cycle_batch_size // queue_pages.SIZE
         # Of the editions of this slice, for claims that ask for nothing else.
         self._letters: Letters = {}
 
@@ -125,13 +129,15 @@ class Batches:
         now = self._clock()
         if not self._place.is_certain(now):
             return None
-        opening = await session.run(claiming.opening(self._place.alias, self._names, now))
+        opening = await session.run(
+            claiming.opening(self._place.alias, self._names, now, self._pages)
+        )
         if opening is None:
             return None
         campaigns = list(opening.priorities.items())
         self._dice.shuffle(campaigns)
         turns = claiming.in_turn(dict(campaigns))
-        wanted = self._settings.cycle_batch_size
+        wanted = self._share(opening.in_pages)
         claims = await session.run(
             claiming.usual_claim(self._place.lease, turns, wanted, now, self._names)
         )
@@ -143,6 +149,14 @@ class Batches:
             self._letters |= await bridge.call(letters_of, unknown)
         grant = limits.no_limits(len(claims), now, self._timer.ticks)
         return Batch(claims, self._letters, grant, opening.groups_held)
+
+    def _share(self, in_pages: int) -> int:
+        """How many to claim: fewer towards the end of the queue, and at its beginning, so that no
+        worker has letters while the others have none (guided self-scheduling, Polychronopoulos and
+        Kuck 1987)."""
+        fair = -(-in_pages // self._shares)
+        least, most = self._settings.send_batch_size, self._settings.cycle_batch_size
+        return min(max(fair, least), most) if in_pages else most
 
     def claim(self) -> Batch:
         """Limits first, then rows: a permit is wasted rather than a limit broken."""

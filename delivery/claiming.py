@@ -66,22 +66,28 @@ def open_campaigns(names: Sequence[str]) -> list[int]:
         return [row[0] for row in cursor.fetchall()]
 
 
-def opening(alias: str, names: Sequence[str], now: datetime) -> Steps[Opening | None]:
+def opening(
+    alias: str, names: Sequence[str], now: datetime, pages: int = 1
+) -> Steps[Opening | None]:
     """What ``usual_claim`` needs to know; None where the usual claim will not do: the provider is
-    unknown, closed or has failed, or holds a group. PostgreSQL only."""
-    parameters = {"alias": alias, "names": json.dumps(list(names)), "now": now}
+    unknown, closed or has failed, or holds a group. ``pages``: of so many for each campaign the
+    letters are counted. PostgreSQL only."""
+    parameters = {"alias": alias, "names": json.dumps(list(names)), "now": now, "pages": pages}
     answer = yield Statement(statements.OPENING, parameters)
     if answer is None:
         return None
-    groups_held, priorities = answer
-    return Opening(groups_held, dict(priorities or ()))
+    groups_held, campaigns = answer
+    priorities = {campaign_id: priority for campaign_id, priority, _letters in campaigns or ()}
+    return Opening(groups_held, priorities, sum(letters for _id, _pr, letters in campaigns or ()))
 
 
 class Opening(NamedTuple):
-    """An open provider: its count of held groups, and the priority of each of its campaigns."""
+    """An open provider: its count of held groups, the priority of each of its campaigns, and how
+    many letters stand in the first pages of their queues."""
 
     groups_held: int
     priorities: dict[int, int]
+    in_pages: int
 
 
 def claim(

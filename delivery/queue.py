@@ -93,8 +93,9 @@ class Exchange(NamedTuple):
     @property
     def parameters(self) -> dict[str, Any]:
         return {
-            "outcomes": _as_json(self.accepted),
-            "wave": "{" + ",".join(map(str, self.ids)) + "}",
+            "outcomes": json.dumps({key: values for key, *values in _outcomes(self.accepted)}),
+            "sent": _as_array(_ids_of(self.accepted)),
+            "wave": _as_array(self.ids),
             "now": self.now,
             "key": self.lease.claim_key,
             "provider": self.lease.provider,
@@ -608,6 +609,10 @@ def _outcomes(sent: Sequence[Answered]) -> Iterator[tuple[int, int, int | None, 
 
 def _as_json(sent: Sequence[Answered]) -> str:
     return json.dumps(list(_outcomes(sent)))
+
+
+def _as_array(ids: Iterable[int]) -> str:
+    return "{" + ",".join(map(str, ids)) + "}"
 
 
 def _ids_of(letters: Iterable[Answered | Settled]) -> list[int]:

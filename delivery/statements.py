@@ -59,11 +59,15 @@ _NAMES = "SELECT jsonb_array_elements_text(CAST(%(names)s AS jsonb))"
 STATE_OF_PROVIDER = f"SELECT * FROM {ProviderState._meta.db_table} WHERE alias = %s"
 _ARE_OPEN = f"c.status = '{CampaignStatus.SENDING.value}' AND c.provider IN ({{names}})"
 OPEN_CAMPAIGNS = f"SELECT c.id FROM {_CAMPAIGNS} c WHERE {_ARE_OPEN} ORDER BY c.id"
-# Both at once, of a provider about which a claim needs to know nothing more.
+# All at once, of a provider about which a claim needs to know nothing more. With each campaign how
+# many letters stand in the first pages of its queue.
 OPENING = f"""
     SELECT p.groups_held, (
-               SELECT json_agg(json_build_array(c.id, c.priority)) FROM {_CAMPAIGNS} c
-                WHERE {_ARE_OPEN.format(names=_NAMES)})
+               SELECT json_agg(json_build_array(c.id, c.priority, (
+                          SELECT COALESCE(SUM(last_id - next_id + 1), 0) FROM (
+                              SELECT last_id, next_id FROM {_PAGES} q WHERE q.campaign_id = c.id
+                               ORDER BY q.campaign_id, q.id LIMIT %(pages)s) AS pages)))
+                 FROM {_CAMPAIGNS} c WHERE {_ARE_OPEN.format(names=_NAMES)})
       FROM {ProviderState._meta.db_table} p
      WHERE p.alias = %(alias)s AND NOT p.stopped AND p.failures = 0
        AND (p.paused_until IS NULL OR p.paused_until <= %(now)s)
@@ -104,11 +108,12 @@ _OF_TESTS = (
     " WHERE c.provider IN ({names}))"
 )
 _ALONE = "d.campaign_id = {campaign} AND NOT d.is_test AND d.waits_alone"
-# The campaign with a sign: so no database has a choice but the primary key. Of when they are due
-# only their page says: one that was passed over for it would be lost.
+# The campaign with a sign, and not NOT: so no database has a choice but the primary key, however
+# small the table is when this is planned. Of when they are due only their page says: one that was
+# passed over for it would be lost.
 _OF_A_PAGE = (
-    "d.id >= {first} AND d.id <= {last} AND +d.campaign_id = {campaign} AND NOT d.is_test"
-    " AND NOT d.waits_alone"
+    "d.id >= {first} AND d.id <= {last} AND +d.campaign_id = {campaign}"
+    " AND d.is_test IS NOT TRUE AND NOT d.waits_alone"
 )
 _BY_ID = " ORDER BY d.id LIMIT {limit}"
 
@@ -215,7 +220,8 @@ _CLAIMED = _totals(
 # The usual claim of one campaign's letters, and of test letters before them. Of the first page that
 # nobody holds, or where all are held of the first; letters that somebody else has locked get a page
 # of their own, behind all others (queue_pages.turn). The second value says whether more are wanted
-# than the page held.
+# than the page held. What is written is named by its ids, not joined: while the tables are small a
+# join would read all of them, and the plan is kept.
 CLAIM = f"""
     WITH free AS ({_FIRST_PAGE.format(and_if="")} SKIP LOCKED),
     held AS ({_FIRST_PAGE.format(and_if=" AND NOT EXISTS (SELECT 1 FROM free)")}),
@@ -230,10 +236,13 @@ CLAIM = f"""
                         FROM of_page) AS of_it
          WHERE room > 0
     ), turned AS (
-        UPDATE {_PAGES} p SET next_id = up_to + 1 FROM taken
-         WHERE p.id = taken.id AND up_to < p.last_id
+        UPDATE {_PAGES} SET next_id = (SELECT up_to + 1 FROM taken)
+         WHERE campaign_id = %(campaign)s
+           AND id = (SELECT id FROM taken WHERE up_to < last_id)
     ), read AS (
-        DELETE FROM {_PAGES} p USING taken WHERE p.id = taken.id AND up_to = p.last_id
+        DELETE FROM {_PAGES}
+         WHERE campaign_id = %(campaign)s
+           AND id = (SELECT id FROM taken WHERE up_to = last_id)
     ), passed_over AS (
         SELECT * FROM taken WHERE letters < (SELECT COUNT(*) FROM {_DELIVERIES} d WHERE {_STANDING})
     ), left_over AS (
@@ -244,16 +253,11 @@ CLAIM = f"""
         SELECT * FROM tests UNION ALL SELECT * FROM singles UNION ALL SELECT * FROM of_page
     ),
     moved AS (
-        UPDATE {_DELIVERIES} d
-           SET waits_alone = FALSE,
-               status = CASE WHEN due.is_wanted THEN '{_S.CLAIMED.value}'
-                             ELSE '{_S.SUPPRESSED.value}' END,
-               unusual = CASE WHEN due.is_wanted THEN NULL ELSE '{_S.SUPPRESSED.value}' END,
-               claim_key = CASE WHEN due.is_wanted THEN %(key)s ELSE d.claim_key END,
-               settled_at = CASE WHEN due.is_wanted THEN d.settled_at ELSE %(now)s END,
-               reply = CASE WHEN due.is_wanted THEN d.reply ELSE '' END
-          FROM due
-         WHERE d.id = due.id AND d.{_IS_WAITING}
+        UPDATE {_DELIVERIES} d SET {MOVED_TO[_S.CLAIMED]}, claim_key = %(key)s
+         WHERE d.id = ANY (ARRAY(SELECT id FROM due WHERE is_wanted)) AND d.{_IS_WAITING}
+    ), unwanted AS (
+        UPDATE {_DELIVERIES} d SET {MOVED_TO[_S.SUPPRESSED]}, settled_at = %(now)s, reply = ''
+         WHERE d.id = ANY (ARRAY(SELECT id FROM due WHERE NOT is_wanted)) AND d.{_IS_WAITING}
     ), forgotten AS (
         {_FORGET.format(key="%(key)s", elements=_LETTERS_OF_CLAIM["postgresql"])}
     ), noted AS (
@@ -305,15 +309,23 @@ MAY_LEAVE = (
 _MAY_LEAVE_BY_NAME = MAY_LEAVE.format(
     provider="%(provider)s", now="%(now)s", groups_held="CAST(%(groups_held)s AS bigint)"
 )
+# No join: while the table is small one would read all of it for each wave, and the plan is kept.
+_OUTCOME = "CAST(%(outcomes)s AS jsonb) -> CAST(d.id AS text) ->> {place}"
 _EXCHANGED = _totals({"sent": "sent", "claimed": "-noted", "sending": "noted - sent"})
 
 # The usual wave: all were accepted, and as many leave. {sent} and {wave} name the rows once more.
 EXCHANGE = f"""
     WITH sent AS (
-        UPDATE {_DELIVERIES} d SET {SENT.format(now="%(now)s")}
-          FROM {ROWS_OF["postgresql"].format(outcomes="%(outcomes)s")} AS v
-         WHERE d.id = v.id AND {{sent}}
-           AND d.claim_key = %(key)s AND d.status = '{_S.SENDING.value}'
+        UPDATE {_DELIVERIES} d
+           SET {
+    _SENT.format(
+        attempts=f"CAST({_OUTCOME.format(place=0)} AS smallint)",
+        code=f"CAST({_OUTCOME.format(place=1)} AS smallint)",
+        reply=_OUTCOME.format(place=2),
+        now="%(now)s",
+    )
+}
+         WHERE {{sent}} AND d.claim_key = %(key)s AND d.status = '{_S.SENDING.value}'
         RETURNING d.id, d.campaign_id, d.is_test
     ), noted AS (
         UPDATE {_DELIVERIES}
@@ -333,7 +345,7 @@ EXCHANGE = f"""
 
 # Planned once, it finds each letter by its id; so nothing needs to be named twice.
 EXCHANGE_PREPARED = EXCHANGE.format(
-    sent="TRUE",
+    sent="d.id = ANY(CAST(%(sent)s AS bigint[]))",
     wave="id = ANY(CAST(%(wave)s AS bigint[]))",
 )
 

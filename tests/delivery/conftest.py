@@ -77,6 +77,12 @@ def _settings(settings):
     }
 
 
+@pytest.fixture
+def alone(settings) -> None:
+    """The only worker: it claims all that a claim may hold, and leaves nothing to others."""
+    settings.DELIVERY = settings.DELIVERY | {"WORKERS": 1}
+
+
 def make_readers(mailing_list: MailingList, count: int, prefix: str = "reader") -> list[Subscriber]:
     readers = Subscriber.objects.bulk_create(
         Subscriber(

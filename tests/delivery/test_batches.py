@@ -1,11 +1,13 @@
 """What a claim brings: messages composed a few at a time, each letter's own."""
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
 
-from delivery import batches
+from delivery import batches, limits
 from delivery.batches import Batch
+from delivery.bridge import Bridge
 from tests.delivery.conftest import coordinate, make_unfilled, make_worker
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -76,3 +78,33 @@ def test_a_letter_that_is_passed_over_is_in_nobodys_way(claim, composed, clock):
     addresses = [claimed.rcpt_to for claimed in batch.claims]
     for place in (0, 3, 25):
         assert batch.message(place, clock).envelope.rcpt_to == addresses[place]
+
+
+# ---------------------------------------------------------------- claims without the thread
+
+
+@pytest.mark.postgresql
+@pytest.mark.parametrize(
+    ("workers", "sizes"),
+    [
+        (1, [20, 20, 20, 20, 20, 0]),
+        (2, [20, 20, 15, 12, 9, 6, 5, 4, 3, 3, 3, 0]),
+    ],
+)
+def test_claims_grow_smaller_towards_the_end_of_the_queue(
+    mailing_list, clock, settings, workers, sizes
+):
+    """Whoever takes the last letters leaves some to the others."""
+    own = {"WORKERS": workers, "CYCLE_BATCH_SIZE": 20, "SEND_BATCH_SIZE": 3}
+    settings.DELIVERY = settings.DELIVERY | own
+    make_unfilled(mailing_list, clock(), readers=100)
+    coordinate(clock)
+    limits.state_of("default")
+    worker = make_worker(clock)
+    assert worker.place.take()
+
+    async def claims() -> list[int]:
+        async with Bridge() as bridge:
+            return [len((await worker.batches.next(bridge)).claims) for _ in sizes]
+
+    assert asyncio.run(claims()) == sizes
