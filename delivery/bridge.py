@@ -50,6 +50,11 @@ class Bridge:
             return contextlib.nullcontext(self)
         return Bridge(self._thread if self.session is not None else None)
 
+    async def open(self) -> None:
+        """Has the session connect, where there is one, while something else is done."""
+        if self.session is not None:
+            await self.session.open()
+
     async def call(self, unit: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs a unit of work. It may open a transaction; it must not touch the network. Whoever
         is cancelled while he waits does not interrupt it."""

@@ -4,13 +4,13 @@ manned, and finishes. Plain sync; every step may be repeated or run twice at onc
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
 
 from django.db import transaction
-from django.db.models import F, Q, Sum, Value
+from django.db.models import F, Q, QuerySet, Sum, Value
 from django.utils.formats import date_format
 from django.utils.timezone import localtime
 from django.utils.translation import gettext as _
@@ -29,7 +29,7 @@ from delivery import (
     queue,
     resolution,
 )
-from delivery.conf import DeliverySettings
+from delivery.conf import DeliverySettings, ProviderSettings
 from delivery.models import Alert
 from delivery.reclaim import reclaim_all
 from delivery.states import IN_HAND, WAITING
@@ -57,16 +57,18 @@ def coordinate(
     reclaim_all(settings, clock(), dice, recorders)
     look_out(settings, clock())
     start_due(clock(), settings.stale_after)
-    doubts.resend_due(clock(), settings.resend_after, resolution.may_be_sent_again(settings))
     unfinished = groups.call_back(settings.names_of, clock, end)
-    for campaign in _open_campaigns():
-        unfinished |= fill_queue(
-            campaign, clock, end, lambda: top_up(settings, clock(), start_workers)
-        )
+    to_fill = list(_sending().filter(filled_at=None))
+    if to_fill:
+        # Workers need as long to come as the first page needs to be written.
+        top_up(settings, clock(), start_workers)
+    for campaign in to_fill:
+        unfinished |= fill_queue(campaign, clock, end)
+    doubts.resend_due(clock(), settings.resend_after, resolution.may_be_sent_again(settings))
     for campaign_id in _cancelled_with_waiting_letters():
         unfinished |= sweep_cancelled(campaign_id, clock, end)
     top_up(settings, clock(), start_workers)
-    for campaign in _open_campaigns():
+    for campaign in _sending():
         finish(campaign, clock(), settings.resend_after)
     guard_rails.suppress_due()
     # Last, for it may take seconds: nothing waits for a mail server.
@@ -81,8 +83,8 @@ def look_out(settings: DeliverySettings, now: datetime) -> None:
     alerts.of_stopped_providers(now)
 
 
-def _open_campaigns() -> list[Campaign]:
-    return list(Campaign.objects.filter(status=CampaignStatus.SENDING).order_by("id"))
+def _sending() -> QuerySet[Campaign]:
+    return Campaign.objects.filter(status=CampaignStatus.SENDING).order_by("id")
 
 
 def start_due(now: datetime, stale_after: timedelta) -> list[Campaign]:
@@ -121,16 +123,10 @@ def hold(campaign: Campaign, now: datetime) -> None:
         )
 
 
-def fill_queue(
-    campaign: Campaign, clock: Clock, end: datetime, after_first_page: Callable[[], None]
-) -> bool:
+def fill_queue(campaign: Campaign, clock: Clock, end: datetime) -> bool:
     """Audience -> deliveries, page by page from the checkpoint; True when time ran out first."""
-    if campaign.filled_at is not None:
-        return False
     size = FIRST_PAGE if campaign.filled_up_to == 0 else PAGE
     while filling.fill_page(campaign, size, clock()) is not None:
-        if size == FIRST_PAGE:
-            after_first_page()
         # A page is written faster than it is sent: with these, no worker waits for the next one.
         size = min(2 * size, PAGE)
         if clock() >= end:
@@ -160,19 +156,26 @@ def sweep_cancelled(campaign_id: int, clock: Clock, end: datetime) -> bool:
 
 
 def top_up(settings: DeliverySettings, now: datetime, start_workers: Start) -> None:
-    """Starts workers for each provider that is open, has free places and due letters or looks."""
+    """Starts workers for each provider that is open, has free places and something to do."""
     for alias, provider in settings.providers.items():
         if limits.closed_until(limits.state_of(alias), now) is not None:
             continue
-        names = settings.names_of(alias)
-        due = [claiming.next_due(claiming.open_campaigns(names), names)]
-        if provider.can_confirm:
-            due.append(resolution.next_due(alias, names, now))
-        if not any(moment is not None and moment <= now for moment in due):
+        if not _has_work(provider, settings.names_of(alias), now):
             continue
         free = leases.free_places(alias, settings.workers_for(alias))
         if free:
             start_workers(alias, free)
+
+
+def _has_work(provider: ProviderSettings, names: Sequence[str], now: datetime) -> bool:
+    """Whether letters or looks are due, or letters are on their way into the queue."""
+    campaign_ids = claiming.open_campaigns(names)
+    if claiming.is_being_filled(campaign_ids):
+        return True
+    due = [claiming.next_due(campaign_ids, names)]
+    if provider.can_confirm:
+        due.append(resolution.next_due(provider.alias, names, now))
+    return any(moment is not None and moment <= now for moment in due)
 
 
 def finish(campaign: Campaign, now: datetime, resend_after: timedelta) -> bool:

@@ -27,13 +27,15 @@ class Lease:
 
 def make_places(provider: str, workers: int) -> None:
     """As many rows as workers are allowed. Surplus free rows go; held ones go when they end."""
-    WorkerLease.objects.bulk_create(
-        [WorkerLease(provider=provider, slot=slot) for slot in range(workers)],
-        ignore_conflicts=True,
-    )
-    WorkerLease.objects.filter(
-        provider=provider, slot__gte=workers, claim_key__isnull=True
-    ).delete()
+    rows = WorkerLease.objects.filter(provider=provider)
+    slots = set(rows.values_list("slot", flat=True))
+    if missing := set(range(workers)) - slots:
+        WorkerLease.objects.bulk_create(
+            [WorkerLease(provider=provider, slot=slot) for slot in sorted(missing)],
+            ignore_conflicts=True,
+        )
+    if len(slots) + len(missing) > workers:
+        rows.filter(slot__gte=workers, claim_key__isnull=True).delete()
 
 
 def free_places(provider: str, workers: int) -> int:

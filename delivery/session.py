@@ -9,10 +9,11 @@ else in the bridge's thread with Django's ORM.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, TypeVar
 
 from django.db import DEFAULT_DB_ALIAS, connections
-from psycopg import AsyncConnection, sql
+from psycopg import AsyncConnection, Error, sql
 
 from delivery.sql import KEPT_PLANS, Steps
 
@@ -46,6 +47,12 @@ class Session:
         except BaseException:
             await self.close()
             raise
+
+    async def open(self) -> None:
+        """Connects, so that the first statement need not wait for it; it will say what is wrong
+        where that fails."""
+        with contextlib.suppress(Error):
+            await self._connect()
 
     async def _connect(self) -> AsyncConnection[tuple[Any, ...]]:
         django = connections[DEFAULT_DB_ALIAS]

@@ -59,8 +59,9 @@ def make(connections: Connections) -> None:
     """At least as many rows as connections are allowed. More do no harm: hold() counts up to the
     limit of whoever asks."""
     scope, most = connections.scope, connections.most
-    ConnectionPool.objects.get_or_create(scope=scope)
     if ConnectionSlot.objects.filter(scope=scope, number__lt=most).count() < most:
+        # The pool first: who finds the rows need not look for it.
+        ConnectionPool.objects.get_or_create(scope=scope)
         ConnectionSlot.objects.bulk_create(
             [ConnectionSlot(scope=scope, number=number) for number in range(most)],
             ignore_conflicts=True,

@@ -183,16 +183,20 @@ class Worker:
 
     async def run_slice(self) -> Slice:
         """Works until the slice is over, nothing is due, or the provider closes."""
-        async with Bridge() as bridge:
-            if not await bridge.call(self._take_place):
+        # The second so that commits do not wait for the next claim.
+        async with Bridge() as bridge, bridge.beside() as claims:
+            opening = asyncio.gather(bridge.open(), claims.open())
+            try:
+                is_free = await bridge.call(self._take_place)
+            finally:
+                await opening
+            if not is_free:
                 return Slice(lease_was_free=False)
             heartbeat = asyncio.create_task(self._heartbeat(bridge))
             try:
                 self._start_recorder()
-                # So that commits do not wait for the next claim.
-                async with bridge.beside() as claims:
-                    with self._graceful_stop():
-                        return await self._work(bridge, claims)
+                with self._graceful_stop():
+                    return await self._work(bridge, claims)
             finally:
                 heartbeat.cancel()
                 with contextlib.suppress(asyncio.CancelledError):

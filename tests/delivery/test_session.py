@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from django.db import connection
 from django.db.utils import DataError, OperationalError
+from psycopg import AsyncConnection
 
 from delivery.bridge import Bridge
 from delivery.session import Session
@@ -66,6 +67,33 @@ def test_an_error_is_djangos_and_the_next_statement_has_a_new_session():
 
     before, after = in_session(use)
     assert before != after
+
+
+def test_a_session_that_was_opened_beforehand_is_the_one_that_is_used(monkeypatch):
+    opened = []
+    connect = AsyncConnection.connect
+
+    async def counted(**options: Any) -> Any:
+        opened.append(await connect(**options))
+        return opened[-1]
+
+    async def use(session: Session) -> Any:
+        await session.open()
+        (pid,) = await session.run(asking(SESSION_ID))
+        assert [one.info.backend_pid for one in opened] == [pid]
+
+    monkeypatch.setattr(AsyncConnection, "connect", counted)
+    in_session(use)
+
+
+def test_a_session_that_cannot_be_opened_leaves_the_error_to_its_first_statement(monkeypatch):
+    async def use(session: Session) -> Any:
+        await session.open()
+        with pytest.raises(OperationalError, match="no_such_database"):
+            await session.run(asking(SESSION_ID))
+
+    monkeypatch.setitem(connection.settings_dict, "NAME", "no_such_database")
+    in_session(use)
 
 
 def test_a_server_that_is_not_there_is_djangos_error_too(monkeypatch):

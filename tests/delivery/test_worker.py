@@ -6,13 +6,15 @@ import signal
 import threading
 import time
 from datetime import timedelta
+from random import Random
 
 import pytest
 from django.db import connection, transaction
 
 from campaigns.models import CampaignTotals, Subscriber, Subscription, Suppression
-from delivery import claiming, filling, leases, limits, queue
+from delivery import claiming, coordinator, filling, leases, limits, queue
 from delivery.clocks import Timer
+from delivery.conf import delivery_settings
 from delivery.models import Attempt, Delivery, WorkerLease
 from delivery.outcomes import (
     Accepted,
@@ -257,7 +259,7 @@ def test_an_unconfirmed_letter_is_not_sent_again_by_itself(campaign, clock):
     assert len(MemoryProvider.outbox) == 10
 
 
-def test_a_worker_that_lost_its_lease_sends_nothing_more(campaign, clock):
+def test_a_worker_that_lost_its_lease_sends_nothing_more(campaign, alone, clock):
     def lose_the_lease(message):
         if len(MemoryProvider.outbox) == 2:
 
@@ -318,6 +320,21 @@ def test_nobody_goes_home_while_the_queue_is_being_filled(mailing_list, clock):
     assert statuses(campaign) == {"sent": 12}
 
 
+def test_workers_are_called_before_the_first_page_is_written(mailing_list, clock):
+    """They need as long to come as it takes."""
+    make_unfilled(mailing_list, clock(), readers=12)
+    calls: list[tuple[str, int, int]] = []
+    coordinator.coordinate(
+        delivery_settings(),
+        clock,
+        lambda alias, count: calls.append((alias, count, Delivery.objects.count())),
+        timedelta(seconds=20),
+        dice=Random(1),
+        recorders=None,
+    )
+    assert calls == [("default", 3, 0), ("default", 3, 12)]
+
+
 def test_a_surplus_worker_leaves_at_once(campaign, clock):
     leases.make_places("default", 3)
     for number in range(3):
@@ -328,7 +345,7 @@ def test_a_surplus_worker_leaves_at_once(campaign, clock):
 
 
 @pytest.mark.postgresql
-def test_outcomes_are_written_while_the_next_claim_waits(campaign, clock):
+def test_outcomes_are_written_while_the_next_claim_waits(campaign, alone, clock):
     sent_meanwhile = []
     is_held = threading.Event()
 

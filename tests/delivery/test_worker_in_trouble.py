@@ -91,7 +91,7 @@ def test_a_commit_that_broke_is_made_again_and_its_wave_goes_back_unsent(
     assert len(set(addresses(MemoryProvider.outbox))) == len(MemoryProvider.outbox) == 12
 
 
-def test_outcomes_are_kept_while_even_giving_back_fails(campaign, clock, monkeypatch):
+def test_outcomes_are_kept_while_even_giving_back_fails(campaign, alone, clock, monkeypatch):
     failures = [AWAY, InternalError("cannot execute UPDATE in a read-only transaction")]
     real = queue.release
 
