@@ -11,8 +11,8 @@ tasks every half a second, which is nothing in a campaign of minutes and much in
 seconds. ``--cluster`` uses one all the same.
 
 The processes are started first, make a round with nothing to do and wait, then the clock runs: in
-an installation they have run for hours. As there, the coordinator wakes the workers when the first
-page of the queue is filled, and fills the others while they send. The last line is
+an installation they have run for hours. As there, the coordinator wakes the workers before it fills
+the first page of the queue, and fills the others while they send. The last line is
 ``{"enqueue_s", "send_s", "recorded"}``: seconds until the workers are woken, seconds from there to
 the last outcome stored (together the whole), deliveries whose final outcome is stored. Run it on a
 database of its own: it migrates it and leaves its readers there.

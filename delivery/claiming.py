@@ -66,9 +66,7 @@ def open_campaigns(names: Sequence[str]) -> list[int]:
         return [row[0] for row in cursor.fetchall()]
 
 
-def opening(
-    alias: str, names: Sequence[str], now: datetime, pages: int = 1
-) -> Steps[Opening | None]:
+def opening(alias: str, names: Sequence[str], now: datetime, pages: int) -> Steps[Opening | None]:
     """What ``usual_claim`` needs to know; None where the usual claim will not do: the provider is
     unknown, closed or has failed, or holds a group. ``pages``: of so many for each campaign the
     letters are counted. PostgreSQL only."""

@@ -59,10 +59,16 @@ class Session:
         options = django.get_connection_params()
         for name in _DJANGOS_OWN:
             options.pop(name, None)
-        connection = self._connection = await AsyncConnection.connect(**options, autocommit=True)
-        if role := django.settings_dict["OPTIONS"].get("assume_role"):
-            await connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(role)))
-        await connection.execute(KEPT_PLANS)
+        connection = await AsyncConnection.connect(**options, autocommit=True)
+        try:
+            if role := django.settings_dict["OPTIONS"].get("assume_role"):
+                await connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(role)))
+            await connection.execute(KEPT_PLANS)
+        except BaseException:
+            await connection.close()
+            raise
+        # Not before: a session that was not told who it is and how to plan is none.
+        self._connection = connection
         return connection
 
     async def close(self) -> None:

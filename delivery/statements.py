@@ -311,20 +311,18 @@ _MAY_LEAVE_BY_NAME = MAY_LEAVE.format(
 )
 # No join: while the table is small one would read all of it for each wave, and the plan is kept.
 _OUTCOME = "CAST(%(outcomes)s AS jsonb) -> CAST(d.id AS text) ->> {place}"
+_SENT_BY_ID = _SENT.format(
+    attempts=f"CAST({_OUTCOME.format(place=0)} AS smallint)",
+    code=f"CAST({_OUTCOME.format(place=1)} AS smallint)",
+    reply=_OUTCOME.format(place=2),
+    now="%(now)s",
+)
 _EXCHANGED = _totals({"sent": "sent", "claimed": "-noted", "sending": "noted - sent"})
 
-# The usual wave: all were accepted, and as many leave. {sent} and {wave} name the rows once more.
+# The usual wave: all were accepted, and as many leave. {sent} and {wave} name the rows.
 EXCHANGE = f"""
     WITH sent AS (
-        UPDATE {_DELIVERIES} d
-           SET {
-    _SENT.format(
-        attempts=f"CAST({_OUTCOME.format(place=0)} AS smallint)",
-        code=f"CAST({_OUTCOME.format(place=1)} AS smallint)",
-        reply=_OUTCOME.format(place=2),
-        now="%(now)s",
-    )
-}
+        UPDATE {_DELIVERIES} d SET {_SENT_BY_ID}
          WHERE {{sent}} AND d.claim_key = %(key)s AND d.status = '{_S.SENDING.value}'
         RETURNING d.id, d.campaign_id, d.is_test
     ), noted AS (
@@ -343,7 +341,7 @@ EXCHANGE = f"""
            COALESCE((SELECT array_agg(id) FROM noted), ARRAY[]::bigint[])
 """
 
-# Planned once, it finds each letter by its id; so nothing needs to be named twice.
+# Planned once, for waves of all sizes.
 EXCHANGE_PREPARED = EXCHANGE.format(
     sent="d.id = ANY(CAST(%(sent)s AS bigint[]))",
     wave="id = ANY(CAST(%(wave)s AS bigint[]))",

@@ -151,6 +151,19 @@ def test_the_role_that_the_settings_name_is_taken(monkeypatch):
     assert role == "pg_read_all_data"
 
 
+def test_a_session_that_may_not_take_its_role_is_none(monkeypatch):
+    """Opened beforehand, it must not go on as somebody else."""
+
+    async def use(session: Session) -> Any:
+        await session.open()
+        with pytest.raises(DataError, match="nobody_at_all"):
+            await session.run(asking(SESSION_ID))
+
+    options = {**connection.settings_dict["OPTIONS"], "assume_role": "nobody_at_all"}
+    monkeypatch.setitem(connection.settings_dict, "OPTIONS", options)
+    in_session(use)
+
+
 def test_behind_a_pooler_of_transactions_there_is_no_session(monkeypatch):
     monkeypatch.setitem(connection.settings_dict, "DISABLE_SERVER_SIDE_CURSORS", True)
 
