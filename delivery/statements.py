@@ -108,9 +108,9 @@ _OF_TESTS = (
     " WHERE c.provider IN ({names}))"
 )
 _ALONE = "d.campaign_id = {campaign} AND NOT d.is_test AND d.waits_alone"
-# The campaign with a sign, and not NOT: so no database has a choice but the primary key, however
-# small the table is when this is planned. Of when they are due only their page says: one that was
-# passed over for it would be lost.
+# The campaign with a sign, and IS NOT TRUE, from which no partial index follows as it would from
+# NOT: so no database has a choice but the primary key, however small the table is when this is
+# planned. Of when they are due only their page says: one that was passed over for it would be lost.
 _OF_A_PAGE = (
     "d.id >= {first} AND d.id <= {last} AND +d.campaign_id = {campaign}"
     " AND d.is_test IS NOT TRUE AND NOT d.waits_alone"
