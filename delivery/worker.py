@@ -75,6 +75,8 @@ PERMIT_EXPIRED = "permit expired"
 GRACE = timedelta(seconds=60)
 # How long a known outcome may wait, in seconds, until others make its commit worth while.
 LONGEST_UNWRITTEN = 1.0
+# So many outcomes are worth a commit beside a claim, if they are a quarter of what may be SENDING.
+ENOUGH_BESIDE_A_CLAIM = 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,8 @@ class Worker:
         # An answer asked for silence: what is noted and has not left stays here, and goes back.
         self.is_silent = False
         self.kept_back: list[int] = []
+        # So many letters are exchanged together, or more.
+        self.worth_a_commit = self._wave(is_claiming=False)
         self.departures: asyncio.Queue[Turn] = asyncio.Queue()
         self.runners: list[asyncio.Task[None]] = []
         # Something happened that the conducting loop should look at.
@@ -329,6 +333,7 @@ class Worker:
                 if ahead is None and more_is_due and len(self.ready) < enough:
                     ahead = asyncio.create_task(self.batches.next(claims))
                     ahead.add_done_callback(lambda _batch: self.progress.set())
+                self.worth_a_commit = self._wave(is_claiming=ahead is not None)
                 if self._is_worth_a_commit() or (waited_long and self._answered()):
                     await self._write(bridge)
                     waited_long = False
@@ -386,14 +391,21 @@ class Worker:
         """How many letters may have left and have no answer."""
         return len(self.noted) - self._answered()
 
+    def _wave(self, *, is_claiming: bool) -> int:
+        """How many letters are worth a commit: half of what may be SENDING; down to a quarter
+        beside a claim. There a commit may take more than twice as long, and the half that is on
+        the wire would be answered before it is written."""
+        half, quarter = (-(-self.settings.send_batch_size // part) for part in (2, 4))
+        return min(half, max(quarter, ENOUGH_BESIDE_A_CLAIM)) if is_claiming else half
+
     def _is_worth_a_commit(self) -> bool:
-        """When the wire has nothing to do, or half of what may be SENDING can be exchanged."""
+        """When the wire has nothing to do, or there are letters enough to be exchanged."""
         answered = self._answered()
         if not self._on_wire():
             return bool(self.ready or answered)
-        half = (self.settings.send_batch_size + 1) // 2
         room = self.settings.send_batch_size - len(self.noted)
-        return answered >= half or (room >= half and bool(self.ready))
+        enough = self.worth_a_commit
+        return answered >= enough or (room >= enough and bool(self.ready))
 
     async def _progress(self) -> bool:
         """Waits until there may be something to do; False after LONGEST_UNWRITTEN."""
@@ -500,7 +512,7 @@ class Worker:
                 self.ledger.add(Result(turn.claimed.id, outcome))
                 self.sent += 1
             answered = self._answered()
-            if answered == len(self.noted) or 2 * answered >= self.settings.send_batch_size:
+            if answered == len(self.noted) or answered >= self.worth_a_commit:
                 self.progress.set()
 
     def _asks_for_silence(self, outcome: Outcome) -> bool:
