@@ -375,6 +375,48 @@ def test_outcomes_are_written_while_the_next_claim_waits(campaign, alone, clock)
     assert statuses(campaign) == {"sent": 12}
 
 
+@pytest.mark.postgresql
+@pytest.mark.parametrize(("at_once", "answered"), [(200, 50), (100, 25), (20, 10)])
+def test_beside_a_claim_smaller_waves_are_exchanged(
+    mailing_list, alone, clock, settings, monkeypatch, at_once, answered
+):
+    """A quarter of what may be SENDING, or 25 letters; and half of it where that is less."""
+    settings.DELIVERY |= {"SEND_BATCH_SIZE": at_once, "CYCLE_BATCH_SIZE": at_once}
+    monkeypatch.setattr("delivery.worker.LONGEST_UNWRITTEN", 60.0)
+    make_readers(mailing_list, at_once + 20)
+    campaign = make_campaign(mailing_list, clock())
+    coordinate(clock)
+    is_held, is_looked_at = threading.Event(), threading.Event()
+    written: list[int] = []
+
+    def hold_up_the_next_claim():
+        with transaction.atomic():
+            list(CampaignTotals.objects.select_for_update().filter(shard=SHARDS_OF_CLAIMS))
+            is_held.set()
+            give_up = time.monotonic() + 10
+            while not written and time.monotonic() < give_up:
+                sent = Delivery.objects.filter(status="sent").count()
+                written.extend([sent] if sent else [])
+            is_looked_at.set()
+        connection.close()
+
+    blocker = threading.Thread(target=hold_up_the_next_claim)
+
+    class FallsSilent(MemoryProvider):
+        async def send(self, message):
+            if not self.outbox:
+                blocker.start()
+                is_held.wait(30)
+            if len(self.outbox) == answered:
+                await asyncio.to_thread(is_looked_at.wait, 30)
+            return await super().send(message)
+
+    run_slice(clock, FallsSilent())
+    blocker.join()
+    assert written == [answered]
+    assert statuses(campaign) == {"sent": at_once + 20}
+
+
 def test_a_stopping_worker_finishes_its_wave_and_releases_the_rest(campaign, clock):
     worker = make_worker(clock)
 
