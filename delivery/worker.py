@@ -6,9 +6,9 @@ leaves CLAIMED rows, certainly not sent, and at most so many SENDING rows, of wh
 recorder knows all but those whose final dot was on the wire.
 
 The database and the wire do not wait for each other: while one half of these letters is on the
-wire, one commit writes the outcomes of the other half and the note for as many new ones, and the
-next letters are claimed. Letters are composed when they leave, with the few that leave next, so
-that only these exist.
+wire, one commit writes the outcomes of the other half and the note for as many new ones. The next
+letters are claimed meanwhile; commits take longer then, so they write less, and more is on the
+wire. Letters are composed when they leave, with the few that leave next, so that only these exist.
 """
 
 from __future__ import annotations
