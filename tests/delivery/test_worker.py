@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from random import Random
 
@@ -344,34 +345,50 @@ def test_a_surplus_worker_leaves_at_once(campaign, clock):
     assert MemoryProvider.outbox == []
 
 
-@pytest.mark.postgresql
-def test_outcomes_are_written_while_the_next_claim_waits(campaign, alone, clock):
-    sent_meanwhile = []
-    is_held = threading.Event()
+class HeldUpClaim(threading.Thread):
+    """Has the next claim wait for its row until as many letters are sent as are waited for.
 
-    def hold_up_the_next_claim():
+    ``seen``: how many these were; empty where they did not come in time.
+    """
+
+    def __init__(self, is_enough: Callable[[int], bool], seconds: float) -> None:
+        super().__init__()
+        self.is_enough = is_enough
+        self.seconds = seconds
+        self.is_held, self.is_over = threading.Event(), threading.Event()
+        self.seen: list[int] = []
+
+    def begin(self) -> None:
+        """From when this returns the claim has to wait."""
+        self.start()
+        self.is_held.wait(30)
+
+    def run(self) -> None:
         with transaction.atomic():
             list(CampaignTotals.objects.select_for_update().filter(shard=SHARDS_OF_CLAIMS))
-            is_held.set()
-            give_up = time.monotonic() + 30
-            while not sent_meanwhile and time.monotonic() < give_up:
+            self.is_held.set()
+            give_up = time.monotonic() + self.seconds
+            while not self.seen and time.monotonic() < give_up:
                 sent = Delivery.objects.filter(status="sent").count()
-                if sent == 10:
-                    sent_meanwhile.append(sent)
+                if self.is_enough(sent):
+                    self.seen.append(sent)
+            self.is_over.set()
         connection.close()
 
-    blocker = threading.Thread(target=hold_up_the_next_claim)
+
+@pytest.mark.postgresql
+def test_outcomes_are_written_while_the_next_claim_waits(campaign, alone, clock):
+    claim = HeldUpClaim(lambda sent: sent == 10, seconds=30)
 
     def answer(message):
         if not MemoryProvider.outbox:
-            blocker.start()
-            is_held.wait(30)
+            claim.begin()
         return Accepted(Reply(Phase.LOCAL, 250, "kept"))
 
     MemoryProvider.answer = answer
     run_slice(clock)
-    blocker.join()
-    assert sent_meanwhile == [10]  # the first claim's, while the second waited for its row
+    claim.join()
+    assert claim.seen == [10]  # the first claim's, while the second waited for its row
     assert statuses(campaign) == {"sent": 12}
 
 
@@ -386,34 +403,19 @@ def test_beside_a_claim_smaller_waves_are_exchanged(
     make_readers(mailing_list, at_once + 20)
     campaign = make_campaign(mailing_list, clock())
     coordinate(clock)
-    is_held, is_looked_at = threading.Event(), threading.Event()
-    written: list[int] = []
-
-    def hold_up_the_next_claim():
-        with transaction.atomic():
-            list(CampaignTotals.objects.select_for_update().filter(shard=SHARDS_OF_CLAIMS))
-            is_held.set()
-            give_up = time.monotonic() + 10
-            while not written and time.monotonic() < give_up:
-                sent = Delivery.objects.filter(status="sent").count()
-                written.extend([sent] if sent else [])
-            is_looked_at.set()
-        connection.close()
-
-    blocker = threading.Thread(target=hold_up_the_next_claim)
+    claim = HeldUpClaim(lambda sent: sent > 0, seconds=10)
 
     class FallsSilent(MemoryProvider):
         async def send(self, message):
             if not self.outbox:
-                blocker.start()
-                is_held.wait(30)
+                claim.begin()
             if len(self.outbox) == answered:
-                await asyncio.to_thread(is_looked_at.wait, 30)
+                await asyncio.to_thread(claim.is_over.wait, 30)
             return await super().send(message)
 
     run_slice(clock, FallsSilent())
-    blocker.join()
-    assert written == [answered]
+    claim.join()
+    assert claim.seen == [answered]
     assert statuses(campaign) == {"sent": at_once + 20}
 
 
