@@ -101,7 +101,8 @@ class Letter:
         self._list_fields = lru_cache(maxsize=64)(self._make_list_fields)
 
     def render(self, addressee: Addressee) -> bytes:
-        """The whole message (RFC 5322): CRLF only, 7-bit, no line over 998 octets, ends with CRLF.
+        """The whole message (RFC 5322): CRLF only, 7-bit, no line over 998 octets or that begins
+        with a dot, ends with CRLF.
 
         LetterError when a merge field fails for this reader or a value cannot stand in a header.
         """
@@ -250,8 +251,8 @@ _NEVER_FOLDED = frozenset({"Message-ID", "List-Id", "List-Unsubscribe", "List-Un
 
 def audit(content: bytes) -> None:
     """Reads a finished letter as a stranger would. LetterError for anything that was not planned:
-    a field too many or too few, a bare CR or LF, a line over 998 octets, an octet beyond ASCII, an
-    encoded word in a List-* field.
+    a field too many or too few, a bare CR or LF, a line over 998 octets or that begins with a dot,
+    an octet beyond ASCII, an encoded word in a List-* field.
 
     Takes several times as long as rendering, so it runs where letters are tried (preflight, tests);
     on the hot path each value is checked where its field is made.
@@ -265,6 +266,8 @@ def audit(content: bytes) -> None:
     lines = content.decode("ascii").split("\r\n")
     if any(len(line) > LONGEST_LINE for line in lines):
         raise LetterError("audit: a line of more than 998 octets")
+    if any(line.startswith(".") for line in lines):
+        raise LetterError("audit: a line that begins with a dot")
     if lines[-1]:
         raise LetterError("audit: the letter does not end with CRLF")
     fields = _header_fields(lines[: lines.index("")])

@@ -54,9 +54,10 @@ _TAGS = {*_FLAT_TAGS, *_CAPTURING_TAGS, "endset", *(f"end{tag}" for tag in _CAPT
 _ASSIGNMENT = re.compile(r"set\s[^|'\"]*=").match
 _OPENING = re.compile(r"\{[{%#]")
 _URL = re.compile(r"(?:https?://|mailto:)[^\s<>\"\x00-\x20\x7f]+", re.IGNORECASE)
-# A value that is its own quoted-printable: no "=", nothing to escape, no space at the end.
-_PLAIN_TEXT = re.compile(r"[ -<>-~]{0,74}[!-<>-~]").fullmatch
-_PLAIN_HTML = re.compile(r"[ !#-%(-;?-~]{0,74}[!#-%(-;?-~]").fullmatch
+# A value that is its own quoted-printable: no "=", nothing to escape, no dot at the beginning, no
+# space at the end.
+_PLAIN_TEXT = re.compile(r"(?!\.)[ -<>-~]{0,74}[!-<>-~]").fullmatch
+_PLAIN_HTML = re.compile(r"(?!\.)[ !#-%(-;?-~]{0,74}[!#-%(-;?-~]").fullmatch
 _SOFT_BREAK = quoted_printable.SOFT_BREAK.encode("ascii")
 _LONGEST_PLAIN_SEGMENT = quoted_printable.LONGEST_LINE + len("\r\n")
 
@@ -203,7 +204,7 @@ def _html_value(value: object) -> str:
 
 def plain_segment(value: str) -> bytes | None:
     """The segment of a value that is written alike in text and in HTML, as most are: a short string
-    of printable ASCII without anything to escape. None for any other."""
+    of printable ASCII without anything to escape or a dot at its beginning. None for any other."""
     return value.encode("ascii") + _SOFT_BREAK if _PLAIN_HTML(value) else None
 
 

@@ -69,7 +69,7 @@ def _compose(claimed: Claimed, letter: Letter | LetterError, now: datetime) -> O
         )
     )
     envelope = _envelope(tokens.return_path, claimed.rcpt_to, letter.from_email)
-    return OutgoingMessage(claimed.id, envelope, content, message_id)
+    return OutgoingMessage(claimed.id, envelope, content, message_id, True)  # of Letter.render
 
 
 def envelope_of(delivery_id: int, rcpt_to: str, from_email: str) -> Envelope:

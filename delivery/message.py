@@ -18,9 +18,12 @@ class OutgoingMessage(NamedTuple):
     ``content`` is the whole RFC 5322 message: CRLF line ends only, ends with CRLF, no line over
     998 octets, 7-bit, not dot-stuffed. ``message_id`` is the value of its Message-ID field with
     the angle brackets. ``reference`` names the letter in logs and on the caller's side.
+    ``has_no_dots``: no line begins with a dot, so none has to be doubled on the wire (RFC 5321
+    section 4.5.2); False where nobody has looked.
     """
 
     reference: int
     envelope: Envelope
     content: bytes
     message_id: str
+    has_no_dots: bool = False

@@ -394,6 +394,7 @@ class Connection:
             f"RCPT TO:{rcpt_to}\r\n".encode("ascii"),
             message.content,
             partial(self.provider.note_final_dot, message.reference),
+            message.has_no_dots,
         )
         try:
             answer = await self.protocol.submit(letter)

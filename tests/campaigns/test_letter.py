@@ -302,6 +302,7 @@ def test_what_is_empty_or_no_single_value_is_left_out(value: object) -> None:
         (b"List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n", b""),
         (b"Date: ", b"no field\r\nDate: "),
         (b"Date: ", b" folded\r\nDate: "),
+        (b"<!DOCTYPE", b".<!DOCTYPE"),
         (b"--=_pennypost--\r\n", b"--=_pennypost--"),
     ],
 )

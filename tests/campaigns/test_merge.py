@@ -29,7 +29,7 @@ def render(source: str, *, html: bool = False, **values: str) -> str:
 # --------------------------------------------------------------------- quoted-printable, in pieces
 
 AWKWARD = st.text(st.sampled_from("ab =.\t\n\ré☃{%<&'") | st.characters(), max_size=200)
-LONG_LINES = st.text(st.sampled_from("a =\n"), min_size=60, max_size=180)
+LONG_LINES = st.text(st.sampled_from("a =.\n"), min_size=60, max_size=180)
 
 
 def octets(text: str) -> bytes:
@@ -43,6 +43,7 @@ def assert_quoted_printable(encoded: str) -> None:
     assert encoded.isascii()
     assert all(len(line) <= 76 for line in lines)
     assert not any("\r" in line or "\n" in line or line.endswith((" ", "\t")) for line in lines)
+    assert not any(line.startswith(".") for line in lines)
 
 
 @settings(deadline=None, max_examples=300)
@@ -62,6 +63,14 @@ def test_a_text_decodes_to_itself(text: str) -> None:
 
     assert_quoted_printable(encoded)
     assert quopri.decodestring(encoded.encode()) == octets(text)
+
+
+@pytest.mark.parametrize("before", range(4))
+def test_dots_alone_are_broken_and_encoded_as_long_as_a_line_begins_with_one(before: int) -> None:
+    for length in range(70, 160):
+        text = "a" * before + "." * length + "\n" + "." * length
+        assert_quoted_printable(quoted_printable.segment(text))
+        assert quopri.decodestring(quoted_printable.segment(text).encode()) == octets(text)
 
 
 def test_a_space_at_the_end_of_a_full_line_does_not_make_it_too_long() -> None:
@@ -210,7 +219,9 @@ def test_a_form_is_filled_to_the_octet_as_minijinja_fills_it(
         assert b"".join(by_minijinja.segments(values, plain)) == expected.encode("ascii")
 
 
-@pytest.mark.parametrize("value", ["", "x ", "a=b", "<", ">", "&", "'", '"', "é", "\t", "x" * 76])
+@pytest.mark.parametrize(
+    "value", ["", "x ", "a=b", "<", ">", "&", "'", '"', "é", "\t", "x" * 76, ".", ".x"]
+)
 def test_what_is_written_in_several_ways_is_not_plain(value: str) -> None:
     assert plain_segment(value) is None
 

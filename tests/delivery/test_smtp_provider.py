@@ -42,9 +42,10 @@ def send(server, *letters, at_once=False, **options):
     return asyncio.run(run())
 
 
-def test_a_letter_arrives_with_its_envelope_and_exact_bytes():
+@pytest.mark.parametrize("has_no_dots", [False, True])
+def test_a_letter_arrives_with_its_envelope_and_exact_bytes(has_no_dots):
     with SMTPServer() as server:
-        (outcome,) = send(server, letter())
+        (outcome,) = send(server, letter()._replace(has_no_dots=has_no_dots))
     assert isinstance(outcome, Accepted)
     assert outcome.reply.code == 250
     (taken,) = server.accepted
