@@ -1,10 +1,12 @@
 """Signed tokens for links and return paths: one scheme, bound to a purpose, short, lower-case safe.
 
 A token is base32 (RFC 4648, lower case, no padding) of: key number (1 octet), payload (whole
-numbers of fixed width), MAC (8 octets of HMAC-SHA-256 over purpose, key number and payload,
-with a key derived for the purpose). A return path's is 24 characters, an unsubscribe link's 29:
-short enough for a local part of 64 octets (RFC 5321 section 4.5.3.1.1) and for a List-Unsubscribe
-URI of 75 characters. Base32, because mail servers may fold the case of a local part.
+numbers of fixed width), MAC (8 octets of HMAC-SHA-256 over key number and payload, with a key
+derived for the purpose). Two purposes that sign the same number, a letter's return path and its
+Message-ID, share a key and have octets of their own of its HMAC: who knows the one's knows nothing
+of the other's. A return path's is 24 characters, an unsubscribe link's 29: short enough for a local
+part of 64 octets (RFC 5321 section 4.5.3.1.1) and for a List-Unsubscribe URI of 75 characters.
+Base32, because mail servers may fold the case of a local part.
 
 Not JWT and not django.core.signing: both are several times as long and case-sensitive.
 """
@@ -43,7 +45,13 @@ WIDTHS: dict[Purpose, tuple[int, ...]] = {
 }
 _OF_CAMPAIGN, _OF_SUBSCRIBER = WIDTHS[Purpose.UNSUBSCRIBE]
 (_OF_DELIVERY,) = WIDTHS[Purpose.MESSAGE_ID]  # and of the return path
-_OF_A_LETTER = (Purpose.RETURN_PATH, Purpose.MESSAGE_ID, Purpose.UNSUBSCRIBE)
+# By the key of which purpose each is signed, and where its octets begin in the HMAC.
+_SIGNED_BY = {
+    Purpose.RETURN_PATH: (Purpose.RETURN_PATH, 0),
+    Purpose.MESSAGE_ID: (Purpose.RETURN_PATH, MAC_OCTETS),
+    Purpose.UNSUBSCRIBE: (Purpose.UNSUBSCRIBE, 0),
+}
+_OF_A_LETTER = (Purpose.RETURN_PATH, Purpose.UNSUBSCRIBE)
 
 
 class LetterTokens(NamedTuple):
@@ -55,11 +63,19 @@ class LetterTokens(NamedTuple):
 
 
 class _Ready(NamedTuple):
-    """What the tokens of one purpose begin with and are made by."""
+    """What the tokens of one key begin with and are signed by (RFC 2104): both hashes have taken
+    the padded key and wait for the message."""
 
     key_number: bytes
     inner: Hash
     outer: Hash
+
+    def hmac(self, body: bytes) -> bytes:
+        """Of a token before its MAC: 32 octets, of which a MAC has eight."""
+        inner, outer = self.inner.copy(), self.outer.copy()
+        inner.update(body)
+        outer.update(inner.digest())
+        return outer.digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +83,8 @@ class TokenSigner:
     """Makes and reads tokens. ``keys``: key number (0..255) to secret; the highest one signs."""
 
     keys: Mapping[int, bytes]
-    _kept: dict[tuple[Purpose, ...], list[_Ready]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    # For the tokens of letters, all of which the highest key signs.
+    _kept: list[_Ready] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def sign(self, purpose: Purpose, *numbers: int) -> str:
         """The token for these numbers. OverflowError when one does not fit its width."""
@@ -77,21 +92,26 @@ class TokenSigner:
         payload = b"".join(
             number.to_bytes(width, "big") for number, width in zip(numbers, widths, strict=True)
         )
-        (ready,) = self._ready(purpose)
-        return _base32(_octets(ready, payload))
+        return _base32(self._octets(purpose, max(self.keys), payload))
 
     def sign_letter(self, delivery_id: int, campaign_id: int, subscriber_id: int) -> LetterTokens:
-        """The tokens of one letter, each as ``sign`` makes it, in two thirds of the time."""
-        delivery = delivery_id.to_bytes(_OF_DELIVERY, "big")
-        reader = campaign_id.to_bytes(_OF_CAMPAIGN, "big")
+        """The tokens of one letter, each as ``sign`` makes it, in half of the time."""
+        if not self._kept:
+            self._kept.extend(self._ready(purpose, max(self.keys)) for purpose in _OF_A_LETTER)
+        of_delivery, of_reader = self._kept
+        delivery = of_delivery.key_number + delivery_id.to_bytes(_OF_DELIVERY, "big")
+        reader = of_reader.key_number + campaign_id.to_bytes(_OF_CAMPAIGN, "big")
         reader += subscriber_id.to_bytes(_OF_SUBSCRIBER, "big")
-        # The first two end where a character of base32 does: 15 octets are 24 characters.
-        of_return_path, of_message_id, of_unsubscribe = self._ready(*_OF_A_LETTER)
+        macs = of_delivery.hmac(delivery)
         text = _base32(
-            _octets(of_return_path, delivery)
-            + _octets(of_message_id, delivery)
-            + _octets(of_unsubscribe, reader)
+            delivery
+            + macs[:MAC_OCTETS]
+            + delivery
+            + macs[MAC_OCTETS : 2 * MAC_OCTETS]
+            + reader
+            + of_reader.hmac(reader)[:MAC_OCTETS]
         )
+        # The first two end where a character of base32 does: 15 octets are 24 characters.
         return LetterTokens(text[:24], text[24:48], text[48:])
 
     def read(self, purpose: Purpose, token: str) -> tuple[int, ...] | None:
@@ -112,8 +132,7 @@ class TokenSigner:
             return None
         if raw[0] not in self.keys:
             return None
-        ready = _Ready(raw[:1], *_begun(self.keys[raw[0]], purpose))
-        if not hmac.compare_digest(raw, _octets(ready, raw[1:-MAC_OCTETS])):
+        if not hmac.compare_digest(raw, self._octets(purpose, raw[0], raw[1:-MAC_OCTETS])):
             return None
         numbers, at = [], 1
         for width in widths:
@@ -121,35 +140,26 @@ class TokenSigner:
             at += width
         return tuple(numbers)
 
-    def _ready(self, *purposes: Purpose) -> list[_Ready]:
-        """What the tokens of each purpose have in common; kept for the next ones."""
-        if purposes not in self._kept:
-            number = max(self.keys)
-            of_key = number.to_bytes(1, "big")
-            self._kept[purposes] = [_Ready(of_key, *_begun(self.keys[number], p)) for p in purposes]
-        return self._kept[purposes]
+    def _octets(self, purpose: Purpose, key_number: int, payload: bytes) -> bytes:
+        """A token before its base32: the number of the key, the payload, and their MAC."""
+        key_of, begin = _SIGNED_BY[purpose]
+        ready = self._ready(key_of, key_number)
+        body = ready.key_number + payload
+        return body + ready.hmac(body)[begin : begin + MAC_OCTETS]
+
+    def _ready(self, key_of: Purpose, number: int) -> _Ready:
+        return _Ready(number.to_bytes(1, "big"), *_begun(self.keys[number], key_of))
 
 
 @lru_cache(maxsize=64)
 def _begun(key: bytes, purpose: Purpose) -> tuple[Hash, Hash]:
-    """HMAC-SHA-256 (RFC 2104) with the key of one purpose, begun: both hashes have taken the padded
-    key and wait for the message. Three tokens stand in every letter; hmac.digest takes twice as
-    long and hands the interpreter's lock to another thread each time."""
+    """HMAC-SHA-256 with the key of one purpose, begun. Three tokens stand in every letter;
+    hmac.digest takes twice as long and hands the interpreter's lock to another thread each time."""
     derived = hmac.digest(key, f"pennypost/{purpose}".encode(), "sha256").ljust(64, b"\0")
     return (
         hashlib.sha256(bytes(octet ^ 0x36 for octet in derived)),
         hashlib.sha256(bytes(octet ^ 0x5C for octet in derived)),
     )
-
-
-def _octets(ready: _Ready, payload: bytes) -> bytes:
-    """A token before its base32: the number of the key, the payload, and their MAC."""
-    number, inner, outer = ready
-    body = number + payload
-    inner, outer = inner.copy(), outer.copy()
-    inner.update(body)
-    outer.update(inner.digest())
-    return body + outer.digest()[:MAC_OCTETS]
 
 
 # The character of each five bits; translate() takes a table of 256.

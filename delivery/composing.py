@@ -55,19 +55,13 @@ def _compose(claimed: Claimed, letter: Letter | LetterError, now: datetime) -> O
     tokens = campaign_settings().signer.sign_letter(claimed.id, claimed.campaign_id, reader)
     message_id = _message_id(tokens.message_id, claimed.campaign_id)
     content = letter.render(
+        # By position: by name it takes twice as long.
         Addressee(
-            rcpt_to=claimed.rcpt_to,
-            name=claimed.name,
-            language=claimed.language,
-            attributes=claimed.attributes,
-            campaign_id=claimed.campaign_id,
-            list_name=claimed.list_name,
-            list_label=claimed.list_label,
-            message_id=message_id,
-            unsubscribe_url=url_of(tokens.unsubscribe),
-            date=now,
+            claimed.rcpt_to, claimed.name, claimed.language, claimed.attributes,
+            claimed.campaign_id, claimed.list_name, claimed.list_label, message_id,
+            url_of(tokens.unsubscribe), now,
         )
-    )
+    )  # fmt: skip
     envelope = _envelope(tokens.return_path, claimed.rcpt_to, letter.from_email)
     return OutgoingMessage(claimed.id, envelope, content, message_id, True)  # of Letter.render
 

@@ -13,7 +13,7 @@ import contextlib
 from typing import Any, TypeVar
 
 from django.db import DEFAULT_DB_ALIAS, connections
-from psycopg import AsyncConnection, Error, sql
+from psycopg import AsyncConnection, AsyncRawCursor, Error, sql
 
 from delivery.sql import KEPT_PLANS, Steps
 
@@ -27,7 +27,8 @@ class Session:
     error. One task at a time uses it. Each statement commits."""
 
     def __init__(self) -> None:
-        self._connection: AsyncConnection[tuple[Any, ...]] | None = None
+        # The only one of its connection; a new one for each statement is as dear as its parameters.
+        self._cursor: AsyncRawCursor[tuple[Any, ...]] | None = None
 
     async def run(self, steps: Steps[T]) -> T:
         """Runs statements until the last one's answer was made use of. Django's errors, after which
@@ -35,14 +36,14 @@ class Session:
         answer: tuple[Any, ...] | None = None
         try:
             with connections[DEFAULT_DB_ALIAS].wrap_database_errors:
-                cursor = (self._connection or await self._connect()).cursor()
+                cursor = self._cursor or await self._connect()
                 while True:
                     try:
-                        statement, parameters = steps.send(answer)
+                        statement = steps.send(answer)
                     except StopIteration as end:
                         result: T = end.value
                         return result
-                    await cursor.execute(statement, parameters, prepare=True)
+                    await cursor.execute(*statement.numbered, prepare=True)
                     answer = await cursor.fetchone()
         except BaseException:
             await self.close()
@@ -54,7 +55,7 @@ class Session:
         with contextlib.suppress(Error):
             await self._connect()
 
-    async def _connect(self) -> AsyncConnection[tuple[Any, ...]]:
+    async def _connect(self) -> AsyncRawCursor[tuple[Any, ...]]:
         django = connections[DEFAULT_DB_ALIAS]
         options = django.get_connection_params()
         for name in _DJANGOS_OWN:
@@ -68,11 +69,11 @@ class Session:
             await connection.close()
             raise
         # Not before: a session that was not told who it is and how to plan is none.
-        self._connection = connection
-        return connection
+        self._cursor = AsyncRawCursor(connection)
+        return self._cursor
 
     async def close(self) -> None:
         """Ends the session; another statement would begin a new one."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.close()
+        cursor, self._cursor = self._cursor, None
+        if cursor is not None:
+            await cursor.connection.close()

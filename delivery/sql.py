@@ -4,13 +4,15 @@ and give them, and how PostgreSQL plans what runs all the time."""
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 from django.db import connection, transaction
-from psycopg import Cursor
+from psycopg import RawCursor
 
 T = TypeVar("T")
 
@@ -20,6 +22,32 @@ class Statement(NamedTuple):
 
     sql: str
     parameters: Mapping[str, Any]
+
+    @property
+    def numbered(self) -> tuple[str, list[Any]]:
+        """As PostgreSQL itself takes it, for psycopg's raw cursors: what looks for names in each
+        statement anew takes an eighth of the time that a wave of no letter takes the worker."""
+        text, names = _numbered(self.sql)
+        return text, [self.parameters[name] for name in names]
+
+
+_NAME_OR_PERCENT = re.compile(r"%(?:\((\w+)\)s|%)")
+
+
+@lru_cache(maxsize=64)
+def _numbered(text: str) -> tuple[str, list[str]]:
+    """The statement with $1, $2 ... for its parameters, and their names in this order."""
+    names: list[str] = []
+
+    def number(match: re.Match[str]) -> str:
+        name = match[1]
+        if name is None:
+            return "%"
+        if name not in names:
+            names.append(name)
+        return f"${names.index(name) + 1}"
+
+    return _NAME_OR_PERCENT.sub(number, text), names
 
 
 # A move made of prepared statements: it asks for one after the other, is sent the row of each, and
@@ -89,14 +117,14 @@ def run_prepared(steps: Steps[T]) -> T:
         if raw.prepare_threshold != _NEVER_UNASKED:
             raw.execute(KEPT_PLANS)
             raw.prepare_threshold = _NEVER_UNASKED
-        with Cursor(raw) as cursor:
+        with RawCursor(raw) as cursor:
             while True:
                 try:
-                    statement, parameters = steps.send(answer)
+                    statement = steps.send(answer)
                 except StopIteration as end:
                     result: T = end.value
                     return result
-                answer = cursor.execute(statement, parameters, prepare=True).fetchone()
+                answer = cursor.execute(*statement.numbered, prepare=True).fetchone()
 
 
 def as_moment(value: datetime) -> datetime:
