@@ -10,6 +10,7 @@ run on PostgreSQL and SQLite.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ from delivery.sql import (
     in_order_of_an_index,
     keeps_statements,
     run_prepared,
+    sqlite_transaction,
 )
 from delivery.states import WAITING, DeliveryStatus
 from delivery.tally import COMMON_SHARD, Tally
@@ -147,10 +149,9 @@ class _NotWholeError(Exception):
 def _exchange_whole(usual: Exchange) -> bool:
     """The same in SQLite, whole or not at all; whether it was done."""
     lease, accepted, wave, now, groups_held = usual
-    tally = Tally(lease.slot + 1)
     moment = as_parameter(now)
     try:
-        with transaction.atomic(), connection.cursor() as cursor:
+        with sqlite_transaction() as cursor:
             if accepted:
                 outcomes = [
                     (attempts, code, text, moment, delivery_id, lease.claim_key)
@@ -159,7 +160,6 @@ def _exchange_whole(usual: Exchange) -> bool:
                 cursor.executemany(statements.SQLITE_SENT, outcomes)
                 if cursor.rowcount < len(accepted):
                     raise _NotWholeError
-                _count((claimed for claimed, _outcome in accepted), _S.SENDING, _S.SENT, tally)
             if wave:
                 may_leave = [lease.provider, moment, groups_held]
                 cursor.execute(
@@ -168,16 +168,21 @@ def _exchange_whole(usual: Exchange) -> bool:
                 )
                 if cursor.rowcount < len(wave):
                     raise _NotWholeError
-                _count(wave, _S.CLAIMED, _S.SENDING, tally)
-            tally.write()
+            sent = _by_campaign(claimed for claimed, _outcome in accepted)
+            noted = _by_campaign(wave)
+            counts = [
+                (campaign_id, sent[campaign_id], noted[campaign_id], lease.slot + 1)
+                for campaign_id in sorted({*sent, *noted})
+            ]
+            cursor.executemany(statements.SQLITE_COUNTED, counts)
     except _NotWholeError:
         return False
     return True
 
 
-def _count(letters: Iterable[Claimed], source: str, target: str, tally: Tally) -> None:
-    rows = [(claimed.id, claimed.campaign_id, claimed.is_test) for claimed in letters]
-    tally.moved(rows, source, target)
+def _by_campaign(letters: Iterable[Claimed]) -> Counter[int]:
+    """How many there are of each; test letters are not counted."""
+    return Counter(claimed.campaign_id for claimed in letters if not claimed.is_test)
 
 
 def is_whole(usual: Exchange, exchanged: Exchanged) -> bool:

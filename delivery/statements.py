@@ -48,7 +48,8 @@ def _totals(changes: dict[str, str]) -> str:
     return (
         f"INSERT INTO {_TOTALS} AS t (campaign_id, shard, {', '.join(counts)})"
         f" SELECT campaign_id, %(shard)s, {', '.join(changes.get(name, '0') for name in counts)}"
-        f" FROM moves ON CONFLICT (campaign_id, shard) DO UPDATE SET {sums}"
+        # SQLite would take ON CONFLICT without a WHERE before it for the condition of a join.
+        f" FROM moves WHERE true ON CONFLICT (campaign_id, shard) DO UPDATE SET {sums}"
     )
 
 
@@ -347,17 +348,21 @@ EXCHANGE_PREPARED = EXCHANGE.format(
     wave="id = ANY(CAST(%(wave)s AS bigint[]))",
 )
 
-# The same in SQLite. Their text is always the same, so the driver has them compiled already (that
-# took longer than moving the rows), and they return no rows. The first is run for each letter:
-# there is no way to a server between them.
+# The same in SQLite (``sqlite_transaction`` in delivery/sql.py). Their text is always the same, so
+# the driver has them compiled already (that took longer than moving the rows), and they return no
+# rows. The first is run for each letter: there is no way to a server between them.
 SQLITE_SENT = f"""
-    UPDATE {_DELIVERIES} SET {_SENT.format(attempts="%s", code="%s", reply="%s", now="%s")}
-     WHERE id = %s AND claim_key = %s AND status = '{_S.SENDING.value}'
+    UPDATE {_DELIVERIES} SET {_SENT.format(attempts="?", code="?", reply="?", now="?")}
+     WHERE id = ? AND claim_key = ? AND status = '{_S.SENDING.value}'
 """
 SQLITE_NOTED = f"""
     UPDATE {_DELIVERIES}
-       SET {MOVED_TO[_S.SENDING]}, handed_over_at = %s, provider = %s
-     WHERE id IN (SELECT value FROM json_each(%s))
-       AND status = '{_S.CLAIMED.value}' AND claim_key = %s
-       AND {MAY_LEAVE.format(provider="%s", now="%s", groups_held="%s")}
+       SET {MOVED_TO[_S.SENDING]}, handed_over_at = ?, provider = ?
+     WHERE id IN (SELECT value FROM json_each(?))
+       AND status = '{_S.CLAIMED.value}' AND claim_key = ?
+       AND {MAY_LEAVE.format(provider="?", now="?", groups_held="?")}
 """
+# For each campaign: how many were sent, how many noted, and the shard.
+SQLITE_COUNTED = (
+    f"WITH moves (campaign_id, sent, noted) AS (VALUES (?, ?, ?)) {_EXCHANGED % {'shard': '?'}}"
+)

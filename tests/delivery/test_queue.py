@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.db import connection, connections, transaction
+from django.db.models import Count
 
 from campaigns.models import Campaign, CampaignTotals, Subscriber, Subscription, Suppression
 from campaigns.states import CampaignStatus
@@ -366,6 +367,27 @@ def test_an_exchange_that_is_not_whole_writes_what_it_can(
     for one in (campaign, other):
         totals = CampaignTotals.of([one.pk])[one.pk]
         assert {name: totals[name] for name in statuses(one)} == statuses(one)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_exchange_counts_each_campaigns_letters_and_no_test_letter(
+    mailing_list, campaign, lease, clock
+):
+    other = make_campaign(mailing_list, clock(), name="June")
+    coordinate(clock)
+    filling.queue_tests(campaign, campaign.edition_id, [("me@example.com",) * 2], None, clock())
+    claims = claiming.claim(lease, [campaign.pk, other.pk], 12, clock())
+    assert claims[0].is_test
+    for answered, wave in (([], claims[:9]), (claims[:9], claims[9:])):
+        accepted = [(one, Accepted(OK)) for one in answered]
+        exchanged = queue.exchange(queue.Exchange(lease, accepted, wave, clock(), 0))
+        assert sorted(exchanged or ()) == sorted(one.id for one in wave)
+    for one in (campaign, other):
+        rows = Delivery.objects.filter(campaign=one, is_test=False).order_by()
+        counted = dict(rows.values_list("status").annotate(Count("pk")))
+        totals = CampaignTotals.of([one.pk])[one.pk]
+        assert {name: totals[name] for name in counted} == counted
+        assert totals["claimed"] == 0 < totals["sent"]
 
 
 def test_a_paused_campaigns_claims_are_released_and_not_handed_over(campaign, lease, now):
