@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
@@ -44,3 +45,14 @@ def test_letters_leave_in_the_event_loop_of_the_settings(
     assert tasks.run_worker("default") == "12 letters"
     assert Delivery.objects.filter(status="sent").count() == 12
     assert NotesItsLoop.loops == {expected}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_was_there_before_the_first_slice_is_spared_by_the_collector_once(db):
+    gc.unfreeze()
+    tasks.run_worker("default")
+    frozen = gc.get_freeze_count()
+    assert frozen > 0
+    tasks.run_worker("default")
+    # What is freed since is no longer counted.
+    assert 0 < gc.get_freeze_count() <= frozen
