@@ -97,7 +97,8 @@ class TokenSigner:
     def sign_letter(self, delivery_id: int, campaign_id: int, subscriber_id: int) -> LetterTokens:
         """The tokens of one letter, each as ``sign`` makes it, in half of the time."""
         if not self._kept:
-            self._kept.extend(self._ready(purpose, max(self.keys)) for purpose in _OF_A_LETTER)
+            # All at once: another thread may do the same at this moment.
+            self._kept[:] = [self._ready(purpose, max(self.keys)) for purpose in _OF_A_LETTER]
         of_delivery, of_reader = self._kept
         delivery = of_delivery.key_number + delivery_id.to_bytes(_OF_DELIVERY, "big")
         reader = of_reader.key_number + campaign_id.to_bytes(_OF_CAMPAIGN, "big")

@@ -27,7 +27,8 @@ class Session:
     error. One task at a time uses it. Each statement commits."""
 
     def __init__(self) -> None:
-        # The only one of its connection; a new one for each statement is as dear as its parameters.
+        # The only one of its connection: a new one for each statement takes a sixth of the time of
+        # an exchange of no letter.
         self._cursor: AsyncRawCursor[tuple[Any, ...]] | None = None
 
     async def run(self, steps: Steps[T]) -> T:

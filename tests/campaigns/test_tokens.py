@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,6 +39,21 @@ def test_the_tokens_of_a_letter_are_those_that_are_signed_one_by_one(
     assert tokens.return_path == SIGNER.sign(Purpose.RETURN_PATH, delivery)
     assert tokens.message_id == SIGNER.sign(Purpose.MESSAGE_ID, delivery)
     assert tokens.unsubscribe == SIGNER.sign(Purpose.UNSUBSCRIBE, campaign, subscriber)
+
+
+def test_two_threads_may_sign_their_first_letters_at_the_same_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    signer, prepare, others = TokenSigner(SIGNER.keys), TokenSigner._ready, []
+
+    def interrupted(self: TokenSigner, *key: Any) -> Any:
+        if not others:
+            others.append(None)
+            others.append(signer.sign_letter(1, 2, 3))
+        return prepare(self, *key)
+
+    monkeypatch.setattr(TokenSigner, "_ready", interrupted)
+    assert signer.sign_letter(1, 2, 3) == others[1] == signer.sign_letter(1, 2, 3)
 
 
 def test_a_token_looks_as_it_always_did() -> None:
