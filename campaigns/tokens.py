@@ -95,7 +95,7 @@ class TokenSigner:
         return _base32(self._octets(purpose, max(self.keys), payload))
 
     def sign_letter(self, delivery_id: int, campaign_id: int, subscriber_id: int) -> LetterTokens:
-        """The tokens of one letter, each as ``sign`` makes it, in half of the time."""
+        """The tokens of one letter, each as ``sign`` makes it, in a third of the time."""
         if not self._kept:
             # All at once: another thread may do the same at this moment.
             self._kept[:] = [self._ready(purpose, max(self.keys)) for purpose in _OF_A_LETTER]
