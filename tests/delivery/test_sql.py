@@ -234,6 +234,11 @@ def test_behind_a_pooler_of_transactions_nothing_is_prepared(campaign, readers, 
     assert rows_of("SHOW plan_cache_mode") == [("auto",)]
 
 
+def test_a_statement_names_its_parameters_in_any_order_and_more_than_once(db):
+    a, b = "CAST(%(a)s AS int)", "CAST(%(b)s AS int)"
+    assert run_prepared(asking(f"SELECT {b} %% {a} * {a} - {b}", a=4, b=10)) == [-2]
+
+
 def test_an_error_of_a_prepared_statement_is_djangos(db):
     """A worker waits for a database that went away, and knows it by Django's errors."""
     with pytest.raises(OperationalError):
