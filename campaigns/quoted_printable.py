@@ -29,9 +29,9 @@ def encode(text: str) -> str:
     """The text in quoted-printable, its line ends as CRLF; a lone surrogate becomes "?"."""
     raw = _LINE_ENDS.sub("\n", text).encode("utf-8", "replace")
     lines = _TOO_LONG.sub(rb"\1=\n\2", binascii.b2a_qp(raw, istext=True))
-    # Again where a line was broken between two dots.
-    while _DOT_FIRST.search(lines):
-        lines = _DOT_FIRST.sub(_with_its_dot_encoded, lines)
+    dots = 1
+    while dots:  # again where a line was broken between two
+        lines, dots = _DOT_FIRST.subn(_with_its_dot_encoded, lines)
     return lines.replace(b"\n", b"\r\n").decode("ascii")
 
 

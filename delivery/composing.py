@@ -63,7 +63,8 @@ def _compose(claimed: Claimed, letter: Letter | LetterError, now: datetime) -> O
         )
     )  # fmt: skip
     envelope = _envelope(tokens.return_path, claimed.rcpt_to, letter.from_email)
-    return OutgoingMessage(claimed.id, envelope, content, message_id, True)  # of Letter.render
+    # Letter.render promises that no line begins with a dot.
+    return OutgoingMessage(claimed.id, envelope, content, message_id, True)
 
 
 def envelope_of(delivery_id: int, rcpt_to: str, from_email: str) -> Envelope:

@@ -193,13 +193,11 @@ class LetterProtocol(SMTPProtocol):
         if letter is None:
             return  # the connection was lost
         letter.note()
-        octets: tuple[bytes, ...]
         if self.chunking:
             octets = b"BDAT %d LAST\r\n" % len(letter.content), letter.content
-        elif letter.has_no_dots:
-            octets = letter.content, _FINAL_DOT
         else:
-            octets = dotted(letter.content), _FINAL_DOT
+            content = letter.content if letter.has_no_dots else dotted(letter.content)
+            octets = content, _FINAL_DOT
         self._expected.append((Step.LETTER, letter))
         if self._ahead and self.pipelining:
             self._begin(self._ahead.popleft(), *octets)
@@ -318,7 +316,7 @@ class LetterProtocol(SMTPProtocol):
         elif letter.refusal.step is Step.RCPT:
             # RFC 2920 section 3.1: the recipient was refused and DATA was not. A lone dot ends it.
             self._expected.append((Step.EMPTY, letter))
-            self.write(b".\r\n")
+            self.write(_FINAL_DOT)
         else:
             # It refused the sender and may have accepted the recipient: a dot could be a letter.
             self._finish(letter, letter.refusal)
