@@ -17,7 +17,7 @@ import base64
 import binascii
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
@@ -52,14 +52,13 @@ _SIGNED_BY = {
     Purpose.UNSUBSCRIBE: (Purpose.UNSUBSCRIBE, 0),
 }
 _OF_A_LETTER = (Purpose.RETURN_PATH, Purpose.UNSUBSCRIBE)
+# Behind the tokens of a letter, which are 15, 15 and 18 octets, so that the next ones, too, begin
+# where a character of base32 does: 50 octets are 80 characters.
+_PADDING = bytes(2)
 
 
-class LetterTokens(NamedTuple):
-    """What a letter to one reader carries."""
-
-    return_path: str
-    message_id: str
-    unsubscribe: str
+# What a letter to one reader carries: its return path, its Message-ID and its unsubscribe link.
+LetterTokens = tuple[str, str, str]
 
 
 class _Ready(NamedTuple):
@@ -94,26 +93,27 @@ class TokenSigner:
         )
         return _base32(self._octets(purpose, max(self.keys), payload))
 
-    def sign_letter(self, delivery_id: int, campaign_id: int, subscriber_id: int) -> LetterTokens:
-        """The tokens of one letter, each as ``sign`` makes it, in a third of the time."""
+    def sign_letters(self, letters: Iterable[tuple[int, int, int]]) -> list[LetterTokens]:
+        """The tokens of letters, of each (delivery id, campaign id, subscriber id); as ``sign``
+        makes them, in a fifth of the time. OverflowError as there, and then for none of them."""
         if not self._kept:
             # All at once: another thread may do the same at this moment.
             self._kept[:] = [self._ready(purpose, max(self.keys)) for purpose in _OF_A_LETTER]
         of_delivery, of_reader = self._kept
-        delivery = of_delivery.key_number + delivery_id.to_bytes(_OF_DELIVERY, "big")
-        reader = of_reader.key_number + campaign_id.to_bytes(_OF_CAMPAIGN, "big")
-        reader += subscriber_id.to_bytes(_OF_SUBSCRIBER, "big")
-        macs = of_delivery.hmac(delivery)
-        text = _base32(
-            delivery
-            + macs[:MAC_OCTETS]
-            + delivery
-            + macs[MAC_OCTETS : 2 * MAC_OCTETS]
-            + reader
-            + of_reader.hmac(reader)[:MAC_OCTETS]
-        )
-        # The first two end where a character of base32 does: 15 octets are 24 characters.
-        return LetterTokens(text[:24], text[24:48], text[48:])
+        octets: list[bytes] = []
+        for delivery_id, campaign_id, subscriber_id in letters:
+            delivery = of_delivery.key_number + delivery_id.to_bytes(_OF_DELIVERY, "big")
+            reader = of_reader.key_number + campaign_id.to_bytes(_OF_CAMPAIGN, "big")
+            reader += subscriber_id.to_bytes(_OF_SUBSCRIBER, "big")
+            macs = of_delivery.hmac(delivery)
+            second = macs[MAC_OCTETS : 2 * MAC_OCTETS]
+            octets += delivery, macs[:MAC_OCTETS], delivery, second
+            octets += reader, of_reader.hmac(reader)[:MAC_OCTETS], _PADDING
+        text = _base32(b"".join(octets))
+        return [
+            (text[at : at + 24], text[at + 24 : at + 48], text[at + 48 : at + 77])
+            for at in range(0, len(text), 80)
+        ]
 
     def read(self, purpose: Purpose, token: str) -> tuple[int, ...] | None:
         """The numbers of a genuine token for this purpose; None for anything else.
@@ -170,21 +170,24 @@ _ALPHABET = b"abcdefghijklmnopqrstuvwxyz234567".ljust(256)
 def _base32(raw: bytes) -> str:
     """As base64.b32encode, lower case and without padding, in a quarter of the time.
 
-    Each step halves all groups of bits at once, until each five have an octet of their own.
+    Each step halves all groups of bits at once, until each five have an octet of their own: so it
+    is quickest for many tokens together.
     """
+    characters = -(-8 * len(raw) // 5)
     number = int.from_bytes(raw, "big") << -8 * len(raw) % 5
-    for shift, lower, upper in _HALVINGS:
+    for shift, lower, upper in _halvings(characters.bit_length()):
         number = number & lower | number << shift & upper
-    return number.to_bytes(-(-8 * len(raw) // 5), "big").translate(_ALPHABET).decode("ascii")
+    return number.to_bytes(characters, "big").translate(_ALPHABET).decode("ascii")
 
 
-def _halving(characters: int) -> tuple[int, int, int]:
-    """What makes two groups of so many characters, in as many octets, of each one of twice as many:
-    how far the upper halves move, and where the lower and the upper ones are then."""
-    bits, room = 5 * characters, 8 * characters
-    lower = sum((1 << bits) - 1 << at for at in range(0, 8 * 128, 2 * room))
-    return room - bits, lower, lower << room
-
-
-# For up to 128 characters: the tokens of a letter together.
-_HALVINGS = [_halving(characters) for characters in (64, 32, 16, 8, 4, 2, 1)]
+@lru_cache(maxsize=16)
+def _halvings(steps: int) -> list[tuple[int, int, int]]:
+    """What makes groups of one character, in an octet each, of up to two to the power of ``steps``
+    characters. Of each step, which makes two groups of each: how far the upper halves move, and
+    where the lower and the upper ones are then."""
+    halvings = []
+    for step in reversed(range(steps)):
+        bits, room = 5 << step, 8 << step
+        lower = sum((1 << bits) - 1 << at for at in range(0, 8 << steps, 2 * room))
+        halvings.append((room - bits, lower, lower << room))
+    return halvings

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
+from itertools import count, repeat
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from delivery import claiming, groups, limits, queue_pages
 from delivery.bridge import Bridge
@@ -59,13 +61,18 @@ class Batch:
         """
         assert self.grant is not None
         if place not in self._composed:
-            octets, now = 0, clock()
-            for at in range(place, min(place + COMPOSED_TOGETHER, len(self.claims))):
-                message = self._composed[at] = compose(self.claims[at], self.letters, now)
+            octets = 0
+            claims = self.claims[place : place + (1 if self.grant.limits else COMPOSED_TOGETHER)]
+            for at, message in enumerate(compose(claims, self.letters, clock()), place):
+                self._composed[at] = message
                 octets += len(message.content) if isinstance(message, OutgoingMessage) else 0
-                if self.grant.limits or octets >= OCTETS_TOGETHER:
+                if octets >= OCTETS_TOGETHER:
                     break
         return self._composed.pop(place)
+
+    def turns(self) -> Iterator[Turn]:
+        """Its letters, in order."""
+        return map(_AS_TURN, zip(self.claims, repeat(self), count()))
 
 
 class Turn(NamedTuple):
@@ -75,6 +82,10 @@ class Turn(NamedTuple):
     claimed: Claimed
     batch: Batch
     place: int
+
+
+# Without a call in Python for each letter, as its own constructor would be.
+_AS_TURN = cast(Callable[[tuple[Claimed, Batch, int]], Turn], partial(tuple.__new__, Turn))
 
 
 class Batches:

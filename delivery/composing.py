@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache
+from itertools import chain
 
 from django.db import DatabaseError
 
 from campaigns.conf import campaign_settings
 from campaigns.letter import Addressee, Letter, LetterError, letter_of
 from campaigns.models import Edition
-from campaigns.tokens import Purpose
+from campaigns.tokens import LetterTokens, Purpose
 from campaigns.unsubscribe import NOBODY, url_of
 from delivery.claiming import Claimed
 from delivery.conf import delivery_settings
@@ -31,38 +32,61 @@ def letters_of(claims: Sequence[Claimed]) -> Letters:
     return {edition_id: _letter(edition_id) for edition_id in {c.edition_id for c in claims}}
 
 
-def compose(claimed: Claimed, letters: Letters, now: datetime) -> OutgoingMessage | Rejected:
-    """The message for one reader, or why it cannot be written.
+def compose(
+    claims: Sequence[Claimed], letters: Letters, now: datetime
+) -> Iterator[OutgoingMessage | Rejected]:
+    """The message for each reader, or why it cannot be written; written when it is asked for.
 
     An unwritable letter is REJECTED: one reader's odd data must not stop the campaign, and must
     not be tried for ever. Nobody's server was asked.
     """
+    for claimed, tokens in zip(claims, _signed(claims), strict=True):
+        try:
+            yield _compose(claimed, tokens, letters[claimed.edition_id], now)
+            continue
+        except LetterError as error:
+            text = f"The letter could not be written: {error}"
+        except Exception as error:
+            logger.exception("delivery.unwritable", extra={"delivery": claimed.id})
+            text = f"The letter could not be written: {type(error).__name__}"
+        yield Rejected(Reply.of(Phase.LOCAL, None, text), rule="unwritable")
+
+
+def _signed(claims: Sequence[Claimed]) -> Iterable[LetterTokens | OverflowError]:
+    """The tokens of each letter, or why it can have none: a number is too large for them."""
     try:
-        return _compose(claimed, letters[claimed.edition_id], now)
-    except LetterError as error:
-        text = f"The letter could not be written: {error}"
-    except Exception as error:
-        logger.exception("delivery.unwritable", extra={"delivery": claimed.id})
-        text = f"The letter could not be written: {type(error).__name__}"
-    return Rejected(Reply.of(Phase.LOCAL, None, text), rule="unwritable")
+        return campaign_settings().signer.sign_letters(
+            # A test letter carries no reader: its link shows the page and ends nothing.
+            (claimed.id, claimed.campaign_id, NOBODY if claimed.is_test else claimed.subscriber_id)
+            for claimed in claims
+        )
+    except OverflowError as error:
+        if len(claims) == 1:
+            return [error]
+        return chain.from_iterable(_signed([claimed]) for claimed in claims)
 
 
-def _compose(claimed: Claimed, letter: Letter | LetterError, now: datetime) -> OutgoingMessage:
+def _compose(
+    claimed: Claimed,
+    tokens: LetterTokens | OverflowError,
+    letter: Letter | LetterError,
+    now: datetime,
+) -> OutgoingMessage:
     if isinstance(letter, LetterError):
         raise letter
-    # A test letter carries no reader: its link shows the page and ends nothing.
-    reader = NOBODY if claimed.is_test else claimed.subscriber_id
-    tokens = campaign_settings().signer.sign_letter(claimed.id, claimed.campaign_id, reader)
-    message_id = _message_id(tokens.message_id, claimed.campaign_id)
+    if isinstance(tokens, OverflowError):
+        raise tokens
+    of_return_path, of_message_id, of_unsubscribe = tokens
+    message_id = _message_id(of_message_id, claimed.campaign_id)
     content = letter.render(
         # By position: by name it takes twice as long.
         Addressee(
-            claimed.rcpt_to, claimed.name, claimed.language, claimed.attributes,
+            claimed.rcpt_to, claimed.name, claimed.language, claimed.attributes or {},
             claimed.campaign_id, claimed.list_name, claimed.list_label, message_id,
-            url_of(tokens.unsubscribe), now,
+            url_of(of_unsubscribe), now,
         )
     )  # fmt: skip
-    envelope = _envelope(tokens.return_path, claimed.rcpt_to, letter.from_email)
+    envelope = _envelope(of_return_path, claimed.rcpt_to, letter.from_email)
     # Letter.render promises that no line begins with a dot.
     return OutgoingMessage(claimed.id, envelope, content, message_id, True)
 

@@ -409,14 +409,13 @@ def without_a_place() -> list[Lease]:
 def sending(lease: Lease) -> list[Claimed]:
     """What a worker had handed over and not settled; without the readers' fields."""
     claimed = Delivery.objects.filter(pk__in=Claim.letters(claim_key=lease.claim_key))
-    rows = claimed.filter(claim_key=lease.claim_key, status=_S.SENDING).values(
-        "id", "campaign_id", "edition_id", "subscriber_id", "rcpt_to", "is_test", "attempts",
-        "queued_at",
-    )  # fmt: skip
     return [
-        Claimed(**row, name="", language="", attributes={}, list_name="", list_label="")
-        for row in rows
-    ]
+        Claimed(
+            d.pk, d.campaign_id, d.edition_id, d.subscriber_id or 0, d.rcpt_to, d.is_test,
+            d.attempts, d.queued_at.isoformat(), "", "", None, "", "",
+        )
+        for d in claimed.filter(claim_key=lease.claim_key, status=_S.SENDING)
+    ]  # fmt: skip
 
 
 def return_unsent(lease: Lease, ids: Sequence[int]) -> int:

@@ -30,15 +30,21 @@ def test_a_token_is_read_back_in_any_case(what: tuple[Purpose, tuple[int, ...]])
     assert SIGNER.read(purpose, token) == SIGNER.read(purpose, token.upper()) == numbers
 
 
-@given(st.integers(0, 2**48 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**40 - 1))
-def test_the_tokens_of_a_letter_are_those_that_are_signed_one_by_one(
-    delivery: int, campaign: int, subscriber: int
-) -> None:
-    tokens = SIGNER.sign_letter(delivery, campaign, subscriber)
+LETTERS = st.tuples(st.integers(0, 2**48 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**40 - 1))
 
-    assert tokens.return_path == SIGNER.sign(Purpose.RETURN_PATH, delivery)
-    assert tokens.message_id == SIGNER.sign(Purpose.MESSAGE_ID, delivery)
-    assert tokens.unsubscribe == SIGNER.sign(Purpose.UNSUBSCRIBE, campaign, subscriber)
+
+@given(st.lists(LETTERS, max_size=60))
+def test_the_tokens_of_letters_are_those_that_are_signed_one_by_one(
+    letters: list[tuple[int, int, int]],
+) -> None:
+    assert SIGNER.sign_letters(letters) == [
+        (
+            SIGNER.sign(Purpose.RETURN_PATH, delivery),
+            SIGNER.sign(Purpose.MESSAGE_ID, delivery),
+            SIGNER.sign(Purpose.UNSUBSCRIBE, campaign, subscriber),
+        )
+        for delivery, campaign, subscriber in letters
+    ]
 
 
 def test_two_threads_may_sign_their_first_letters_at_the_same_moment(
@@ -49,11 +55,11 @@ def test_two_threads_may_sign_their_first_letters_at_the_same_moment(
     def interrupted(self: TokenSigner, *key: Any) -> Any:
         if not others:
             others.append(None)
-            others.append(signer.sign_letter(1, 2, 3))
+            others.append(signer.sign_letters([(1, 2, 3)]))
         return prepare(self, *key)
 
     monkeypatch.setattr(TokenSigner, "_ready", interrupted)
-    assert signer.sign_letter(1, 2, 3) == others[1] == signer.sign_letter(1, 2, 3)
+    assert signer.sign_letters([(1, 2, 3)]) == others[1] == signer.sign_letters([(1, 2, 3)])
 
 
 def test_a_token_looks_as_it_always_did() -> None:
@@ -114,4 +120,4 @@ def test_a_number_that_does_not_fit_is_refused(numbers: tuple[int, int]) -> None
     with pytest.raises(OverflowError):
         SIGNER.sign(Purpose.UNSUBSCRIBE, *numbers)
     with pytest.raises(OverflowError):
-        SIGNER.sign_letter(1, *numbers)
+        SIGNER.sign_letters([(1, 2, 3), (1, *numbers)])

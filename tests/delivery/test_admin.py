@@ -231,14 +231,14 @@ def test_the_envelope_shown_is_the_one_that_was_sent(
         rcpt_to=letter.rcpt_to,
         is_test=False,
         attempts=0,
-        queued_at=now,
+        queued=now.isoformat(),
         name="",
         language="",
         attributes={},
         list_name="Weekly",
         list_label="weekly",
     )
-    message = compose(claimed, letters_of([claimed]), now)
+    (message,) = compose([claimed], letters_of([claimed]), now)
     html = text(page(admin_client, "admin:delivery_delivery_change", letter.pk))
     assert escape(message.message_id) in html
     assert escape(message.envelope.mail_from) in html

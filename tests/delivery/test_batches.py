@@ -19,9 +19,10 @@ def composed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     addresses: list[str] = []
     real = batches.compose
 
-    def compose(claimed, letters, now):
-        addresses.append(claimed.rcpt_to)
-        return real(claimed, letters, now)
+    def compose(claims, letters, now):
+        for claimed, message in zip(claims, real(claims, letters, now), strict=True):
+            addresses.append(claimed.rcpt_to)
+            yield message
 
     monkeypatch.setattr(batches, "compose", compose)
     return addresses
@@ -70,6 +71,15 @@ def test_under_limits_each_letter_is_composed_when_it_leaves(claim, composed, cl
     batch = claim([{"cap": "1000/day"}])
     batch.message(0, clock)
     assert len(composed) == 1
+
+
+def test_a_number_that_fits_in_no_token_stops_its_own_letter_only(claim, clock):
+    batch = claim([])
+    batch.claims[1] = batch.claims[1]._replace(subscriber_id=2**40)
+    messages = [batch.message(place, clock) for place in range(3)]
+    assert messages[1].reply.text == "The letter could not be written: OverflowError"
+    for place in (0, 2):
+        assert messages[place].envelope.rcpt_to == batch.claims[place].rcpt_to
 
 
 def test_a_letter_that_is_passed_over_is_in_nobodys_way(claim, composed, clock):

@@ -260,9 +260,10 @@ def test_a_claim_brings_all_that_a_letter_needs(mailing_list, lease, now, either
     (letter,) = Delivery.objects.all()
     (claimed,) = claiming.claim(lease, [campaign.pk], 5, queued_at)
     assert claimed == claiming.Claimed(
-        letter.pk, campaign.pk, campaign.edition_id, reader.pk, reader.email, False, 0, queued_at,
-        "Zoë “Z” \\ Ünal", "de", attributes, "Weekly", "weekly",
+        letter.pk, campaign.pk, campaign.edition_id, reader.pk, reader.email, False, 0,
+        claimed.queued, "Zoë “Z” \\ Ünal", "de", attributes, "Weekly", "weekly",
     )  # fmt: skip
+    assert claimed.queued_at == queued_at
 
 
 def test_a_claim_counts_what_it_moves(mailing_list, campaign, readers, lease, now, either_way):
