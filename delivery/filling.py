@@ -26,7 +26,9 @@ def fill_page(campaign: Campaign, size: int, now: datetime) -> int | None:
     coordinators cannot fill the same page, and a killed one is taken up where it stopped. An
     address whose subscriber was made anew gets one letter.
     """
-    with transaction.atomic():
+    # SQLite would look each reader up for each letter, although the same statement has just read
+    # her: a quarter of the time of filling, in which nobody else can write. PostgreSQL does.
+    with connection.constraint_checks_disabled(), transaction.atomic():
         # no_key: the workers' totals refer to this row and must not wait for a whole page.
         row = Campaign.objects.select_for_update(no_key=True).get(pk=campaign.pk)
         if row.filled_at is not None or row.status != CampaignStatus.SENDING:
