@@ -353,7 +353,7 @@ class Worker:
     def _take_up(self, batch: Batch) -> None:
         if batch.lease_is_lost:
             self.stopping.set()
-        self.ready.extend(Turn(claimed, batch, n) for n, claimed in enumerate(batch.claims))
+        self.ready.extend(batch.turns())
 
     async def _drop_ready(self, bridge: Bridge) -> None:
         """Gives back what is claimed and has not been noted."""
@@ -550,32 +550,36 @@ class Worker:
         if isinstance(message, Rejected):
             return message
         recorder = self.recorder
-        if recorder is None:
-            return await self._outcome_of(message)
-        recorder.leaving(message.reference)
-        if not self.reports_final_dot:
-            recorder.final_dot(message.reference)
-        outcome = await self._outcome_of(message)
-        recorder.answered(message.reference, outcome)
-        return outcome
-
-    async def _outcome_of(self, message: OutgoingMessage) -> Outcome:
+        if recorder is not None:
+            recorder.leaving(message.reference)
+            if not self.reports_final_dot:
+                recorder.final_dot(message.reference)
+        outcome: Outcome
         # Asked anew after composing: the last thing before the letter leaves.
         if self.place.ran_out(self.clock()):
             # The lease ran out unnoticed (a stopped machine): somebody may have reclaimed this
             # letter as doubtful, and a second copy must not leave.
             text = "The worker's lease had run out before the letter left."
-            return Unavailable(Reply.of(Phase.LOCAL, None, text), timedelta(0), rule="lease lost")
-        try:
-            return checked(await self.provider.send(message))
-        except (Exception, asyncio.CancelledError) as error:
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                raise  # it is we who are cancelled, not something inside of the provider
-            # A provider must not raise. How far the letter had come is unknown: say so.
-            logger.exception("delivery.provider_raised", extra={"delivery": message.reference})
-            text = f"{type(error).__name__}: {error}"
-            return Unconfirmed(Reply.of(Phase.FINAL_DOT, None, text), rule="provider raised")
+            reply = Reply.of(Phase.LOCAL, None, text)
+            outcome = Unavailable(reply, timedelta(0), rule="lease lost")
+        else:
+            try:
+                outcome = checked(await self.provider.send(message))
+            except (Exception, asyncio.CancelledError) as error:
+                outcome = self._raised(error, message)
+        if recorder is not None:
+            recorder.answered(message.reference, outcome)
+        return outcome
+
+    @staticmethod
+    def _raised(error: BaseException, message: OutgoingMessage) -> Unconfirmed:
+        """A provider must not raise. How far the letter had come is unknown: this says so."""
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise error  # it is we who are cancelled, not something inside of the provider
+        logger.exception("delivery.provider_raised", extra={"delivery": message.reference})
+        text = f"{type(error).__name__}: {error}"
+        return Unconfirmed(Reply.of(Phase.FINAL_DOT, None, text), rule="provider raised")
 
     async def _wait_for(self, moment: datetime | None, end: datetime) -> bool:
         """Waits for a moment that is near; False when it is not worth it."""

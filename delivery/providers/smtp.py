@@ -42,6 +42,7 @@ from delivery.outcomes import (
 from delivery.providers.base import Gate, Rest
 from delivery.providers.microsoft_identity import CLOUDS, IdentityError, shared_identity
 from delivery.providers.smtp_pipelining import (
+    Answer,
     Letter,
     LetterClient,
     LetterProtocol,
@@ -281,9 +282,16 @@ class Connection:
                 if failure is not None:
                     return failure
             is_kept = self.letters > 0
-            outcome = await self._try(message, mail_from, rcpt_to)
-            if outcome is not None:
-                return outcome
+            try:
+                answer = await self._submit(message, mail_from, rcpt_to)
+            except LostError as lost:
+                if lost.step is not Step.MAIL:
+                    return _lost(_PHASES[lost.step], str(lost))
+            else:
+                # The usual end of a connection that had its share of letters; if the server is
+                # really closed, a new connection will be told so.
+                if not (is_kept and answer.code == 421 and answer.step is Step.MAIL):
+                    return self._outcome(answer, message)
             if not is_kept and not (self.protocol is not None and self.protocol.pipelining):
                 break
         return Unavailable(
@@ -382,11 +390,11 @@ class Connection:
 
     # ------------------------------------------------------------------ the letter
 
-    async def _try(self, message: OutgoingMessage, mail_from: str, rcpt_to: str) -> Outcome | None:
-        """MAIL, RCPT, DATA, the letter, the final dot. None: the connection was lost, or a kept
-        one ended with 421, before the server had answered anything of this letter."""
+    def _submit(
+        self, message: OutgoingMessage, mail_from: str, rcpt_to: str
+    ) -> asyncio.Future[Answer]:
+        """MAIL, RCPT, DATA, the letter, the final dot."""
         assert self.protocol is not None
-        is_kept = self.letters > 0
         self.letters += 1
         size = f" SIZE={len(message.content)}" if self.says_size else ""
         letter = Letter(
@@ -396,10 +404,10 @@ class Connection:
             partial(self.provider.note_final_dot, message.reference),
             message.has_no_dots,
         )
-        try:
-            answer = await self.protocol.submit(letter)
-        except LostError as lost:
-            return None if lost.step is Step.MAIL else _lost(_PHASES[lost.step], str(lost))
+        return self.protocol.submit(letter)
+
+    def _outcome(self, answer: Answer, message: OutgoingMessage) -> Outcome:
+        """What an answer says of its letter."""
         phase = _PHASES[answer.step]
         reply = Reply.of(phase, answer.code, answer.text, self.provider.speaker)
         if phase is Phase.FINAL_DOT:
@@ -408,10 +416,6 @@ class Connection:
                 return Unconfirmed(reply, rule="out of step")
             if 200 <= answer.code < 300:
                 return Accepted(reply, _message_id_given(answer.text, message.message_id))
-        elif phase is Phase.MAIL and answer.code == 421 and is_kept:
-            # The usual end of a connection that had its share of letters; if the server is
-            # really closed, a new connection will be told so.
-            return None
         return classify(reply, message.envelope.rcpt_to)
 
     # ------------------------------------------------------------------ the end
