@@ -52,15 +52,15 @@ def compose(
         yield Rejected(Reply.of(Phase.LOCAL, None, text), rule="unwritable")
 
 
-def _signed(claims: Sequence[Claimed]) -> Iterable[LetterTokens | OverflowError]:
-    """The tokens of each letter, or why it can have none: a number is too large for them."""
+def _signed(claims: Sequence[Claimed]) -> Iterable[LetterTokens | Exception]:
+    """The tokens of each letter, or why it can have none: a number too large for them, perhaps."""
     try:
         return campaign_settings().signer.sign_letters(
             # A test letter carries no reader: its link shows the page and ends nothing.
             (claimed.id, claimed.campaign_id, NOBODY if claimed.is_test else claimed.subscriber_id)
             for claimed in claims
         )
-    except OverflowError as error:
+    except Exception as error:
         if len(claims) == 1:
             return [error]
         return chain.from_iterable(_signed([claimed]) for claimed in claims)
@@ -68,13 +68,13 @@ def _signed(claims: Sequence[Claimed]) -> Iterable[LetterTokens | OverflowError]
 
 def _compose(
     claimed: Claimed,
-    tokens: LetterTokens | OverflowError,
+    tokens: LetterTokens | Exception,
     letter: Letter | LetterError,
     now: datetime,
 ) -> OutgoingMessage:
     if isinstance(letter, LetterError):
         raise letter
-    if isinstance(tokens, OverflowError):
+    if isinstance(tokens, Exception):
         raise tokens
     of_return_path, of_message_id, of_unsubscribe = tokens
     message_id = _message_id(of_message_id, claimed.campaign_id)
