@@ -296,7 +296,7 @@ def test_a_test_letter_goes_first_and_needs_no_campaign_that_sends(
     )
     claims = claiming.claim(lease, [campaign.pk], 3, now)
     assert [claimed.is_test for claimed in claims] == [True, False, False]
-    assert (claims[0].subscriber_id, claims[0].attributes) == (0, {})
+    assert (claims[0].subscriber_id, claims[0].attributes) == (0, None)
     assert CampaignTotals.of([campaign.pk])[campaign.pk]["claimed"] == 2
     filling.queue_tests(
         campaign, campaign.edition_id, [("u@example.org", "u@example.org")], None, now
