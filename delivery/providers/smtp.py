@@ -393,7 +393,7 @@ class Connection:
     def _submit(
         self, message: OutgoingMessage, mail_from: str, rcpt_to: str
     ) -> asyncio.Future[Answer]:
-        """MAIL, RCPT, DATA, the letter, the final dot."""
+        """MAIL, RCPT, DATA, the letter, the final dot; as LetterProtocol.submit."""
         assert self.protocol is not None
         self.letters += 1
         size = f" SIZE={len(message.content)}" if self.says_size else ""
