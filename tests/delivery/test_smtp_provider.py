@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import asynccontextmanager
+from itertools import count, cycle
 
 import pytest
 
@@ -412,6 +413,76 @@ def test_letters_of_several_connections_leave_together():
     assert [what for what, _number in events] == ["final dot"] * 2 + (
         ["answer"] * 2 + ["final dot"] * 2
     ) * 9 + ["answer"] * 2
+
+
+def answer_in_pieces(extension, octets):
+    """A server that answers what has arrived in pieces of so many octets: letters by turns in one
+    line, in two, and with a refusal; every fourth recipient is unknown."""
+    letters, recipients = count(), count()
+    answers_to_letters = cycle([b"250 Taken", b"250 Taken", b"250-Taken\r\n250 it", b"452 Full"])
+
+    async def handle(reader, writer):
+        async def say(*answers):
+            text = b"".join(b"%s\r\n" % answer for answer in answers)
+            for at in range(0, len(text), octets):
+                writer.write(text[at : at + octets])
+                await writer.drain()
+                await asyncio.sleep(0)  # for the client, who is in the same loop
+
+        await say(b"220 test")
+        unread, answers = b"", []
+        while data := await reader.read(65536):
+            unread += data
+            while (end := unread.find(b"\r\n")) >= 0:
+                line, unread = unread[:end], unread[end + 2 :]
+                if line.startswith(b"EHLO"):
+                    answers += [b"250-test", b"250-PIPELINING", b"250 " + extension]
+                elif line.startswith(b"RCPT"):
+                    is_unknown = next(recipients) % 4 == 3
+                    answers.append(b"550 5.1.1 Unknown" if is_unknown else b"250 OK")
+                elif line == b"DATA":
+                    answers.append(b"554 No recipient" if is_unknown else b"354 Go on")
+                    if not is_unknown:
+                        await say(*answers)
+                        while b"\r\n.\r\n" not in unread:
+                            unread += await reader.read(65536)
+                        unread = unread.split(b"\r\n.\r\n", 1)[1]
+                        answers = [b"%s, number %d" % (next(answers_to_letters), next(letters))]
+                elif line.startswith(b"BDAT"):
+                    size = int(line.split()[1])
+                    while len(unread) < size:
+                        unread += await reader.read(65536)
+                    unread = unread[size:]
+                    answers.append(b"%s, number %d" % (next(answers_to_letters), next(letters)))
+                else:
+                    answers.append(b"221 Bye" if line == b"QUIT" else b"250 OK")
+            await say(*answers)
+            answers = []
+        writer.close()
+
+    return handle
+
+
+@pytest.mark.parametrize("extension", [b"CHUNKING", b"SIZE"])
+@pytest.mark.parametrize("octets", [1, 2, 7, 30, 10_000])
+def test_replies_say_the_same_in_whatever_pieces_they_arrive(extension, octets):
+    """In one piece the usual ones are read at one look."""
+
+    async def run():
+        handler = answer_in_pieces(extension, octets)
+        async with sending_to(handler, lambda _reference: None) as provider:
+            return await asyncio.gather(*(provider.send(letter(n)) for n in range(40)))
+
+    replies = [outcome.reply for outcome in asyncio.run(run())]
+    expected, taken = [], cycle([(250, "Taken"), (250, "Taken"), (250, "Taken\nit"), (452, "Full")])
+    numbers = count()
+    for n in range(40):
+        if n % 4 == 3:
+            expected.append((Phase.RCPT, 550, "5.1.1 Unknown"))
+        else:
+            code, text = next(taken)
+            expected.append((Phase.FINAL_DOT, code, f"{text}, number {next(numbers)}"))
+    assert [(reply.phase, reply.code, reply.text) for reply in replies] == expected
 
 
 @pytest.mark.parametrize("then", [b"421 4.3.2 Closing\r\n", b""], ids=["says 421", "closes"])
