@@ -5,20 +5,18 @@ the pages belong to the kernel then; it does not survive a power cut, and then t
 (the letter is SENDING) stands alone. Reclaim on the same host reads it and settles all letters of
 the dead worker but those whose final dot was on the wire: at most one for each connection.
 
-Two tables of fixed records:
-
-- *wire*: one record for each letter on its way: delivery id, and whether the final dot was handed
-  to the socket. The dot is noted **before** it is written, the answer after it was read: what the
-  record says is never more innocent than the truth.
-- *outcomes*: letters whose answer was read and not yet committed: delivery id, kind, phase, code,
-  two flags, seconds of the far side's wish, rule and text.
+A fixed record for each letter from the moment at which it is given to the provider until its
+outcome is committed: the delivery id, whether the final dot was handed to the socket, and when its
+answer was read the outcome: kind, phase, code, two flags, seconds of the far side's wish, rule and
+text. The dot is noted **before** it is written, the answer after it was read: what the record says
+is never more innocent than the truth.
 
 The file is locked (flock) for as long as its worker's slice lasts; the kernel lifts the lock of a
 killed process. So whoever can lock it knows that nobody writes it any more.
 
-A record is written with its delivery id last and cleared with its id first: a half-written one
-has id 0 and does not exist. A letter that finds no place marks the recording as incomplete.
-Two ``pack_into`` a letter; no system call.
+An outcome is written with its kind last, and a record is cleared with its id first: what is half
+written does not count. A letter that finds no place marks the recording as incomplete. No system
+call.
 """
 
 from __future__ import annotations
@@ -42,17 +40,23 @@ from delivery.outcomes import (
     Unconfirmed,
 )
 
-_MAGIC = b"PPFR0001"
-# Magic, claim key, wire records, outcome records, 1: something did not fit.
-_HEADER = struct.Struct("<8sqIIB7x")
-_INCOMPLETE_AT = struct.calcsize("<8sqII")
-_WIRE = struct.Struct("<qB7x")  # delivery id, 1: the final dot was handed to the socket
+_MAGIC = b"PPFR0002"
+# Magic, claim key, records, 1: something did not fit.
+_HEADER = struct.Struct("<8sqIB3x")
+_INCOMPLETE_AT = struct.calcsize("<8sqI")
 _TEXT = 400
 _RULE = 60
-_OUTCOME = struct.Struct(f"<qBBhBBi{_RULE}s{_TEXT}s")
+# Delivery id (0: none), 1: the final dot was handed to the socket, the kind of the outcome (0: none
+# is known); then what the outcome says.
+_LETTER = struct.Struct("<qBB")
+_OUTCOME = struct.Struct(f"<BhBBi{_RULE}s{_TEXT}s")
+_DOT_AT = struct.calcsize("<q")
+_KIND_AT = struct.calcsize("<qB")
+_RECORD_SIZE = _LETTER.size + _OUTCOME.size
 _ID = struct.Struct("<q")
 
 _KINDS: tuple[type, ...] = (Accepted, Deferred, Rejected, Unavailable, Unconfirmed)
+_NUMBER_OF_KIND = {kind: number for number, kind in enumerate(_KINDS, start=1)}
 _PHASES = tuple(Phase)
 _NUMBER_OF_PHASE = {phase: number for number, phase in enumerate(Phase)}
 _NO_CODE = -1
@@ -71,13 +75,13 @@ class Recording:
 
 
 class FlightRecorder:
-    """Writes one worker's file. ``wire`` and ``outcomes`` are how many records each table holds:
-    as many letters as may be on their way, and be answered and not yet committed, at once."""
+    """Writes one worker's file. ``letters``: so many may be on their way, or answered and not yet
+    committed, at once."""
 
-    def __init__(self, path: Path, claim_key: int, *, wire: int, outcomes: int) -> None:
+    def __init__(self, path: Path, claim_key: int, *, letters: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        size = _HEADER.size + wire * _WIRE.size + outcomes * _OUTCOME.size
+        size = _HEADER.size + letters * _RECORD_SIZE
         # It gets its name when it is locked: who found it before would take its worker for dead.
         unnamed = path.with_suffix(".new")
         # Readable by us alone: replies may quote addresses.
@@ -87,47 +91,39 @@ class FlightRecorder:
         self._file.truncate(size)
         self._map = mmap.mmap(self._file.fileno(), size)
         self._map[:size] = bytes(size)
-        _HEADER.pack_into(self._map, 0, _MAGIC, claim_key, wire, outcomes, 0)
+        _HEADER.pack_into(self._map, 0, _MAGIC, claim_key, letters, 0)
         unnamed.replace(path)
-        first_outcome = _HEADER.size + wire * _WIRE.size
-        self._free_wire = [_HEADER.size + n * _WIRE.size for n in reversed(range(wire))]
-        self._free_outcomes = [first_outcome + n * _OUTCOME.size for n in reversed(range(outcomes))]
-        self._wire_at: dict[int, int] = {}
-        self._outcome_at: dict[int, int] = {}
+        self._free = [_HEADER.size + n * _RECORD_SIZE for n in reversed(range(letters))]
+        self._at: dict[int, int] = {}
 
     def leaving(self, delivery_id: int) -> None:
         """A letter is given to the provider; its final dot has not been written."""
-        if not self._free_wire:
+        if not self._free:
             self._map[_INCOMPLETE_AT] = 1
             return
-        at = self._wire_at[delivery_id] = self._free_wire.pop()
-        _WIRE.pack_into(self._map, at, delivery_id, 0)
+        at = self._at[delivery_id] = self._free.pop()
+        _ID.pack_into(self._map, at, delivery_id)  # the rest is clear
 
     def final_dot(self, delivery_id: int) -> None:
         """The next thing that happens is the final dot. Called before the write."""
-        at = self._wire_at.get(delivery_id)
+        at = self._at.get(delivery_id)
         if at is not None:
-            self._map[at + _ID.size] = 1
+            self._map[at + _DOT_AT] = 1
 
     def answered(self, delivery_id: int, outcome: Outcome) -> None:
-        """The outcome is known. The letter leaves the wire's table only after it is recorded."""
-        if self._free_outcomes:
-            at = self._outcome_at[delivery_id] = self._free_outcomes.pop()
-            _pack_outcome(self._map, at, delivery_id, outcome)
-        else:
-            self._map[_INCOMPLETE_AT] = 1
-        at_wire = self._wire_at.pop(delivery_id, None)
-        if at_wire is not None:
-            _WIRE.pack_into(self._map, at_wire, 0, 0)
-            self._free_wire.append(at_wire)
+        """The outcome of a letter that was ``leaving`` is known."""
+        at = self._at.get(delivery_id)
+        if at is not None:
+            _pack_outcome(self._map, at + _LETTER.size, outcome)
+            self._map[at + _KIND_AT] = _NUMBER_OF_KIND[type(outcome)]
 
     def committed(self, delivery_ids: Iterable[int]) -> None:
         """The database has these outcomes now."""
         for delivery_id in delivery_ids:
-            at = self._outcome_at.pop(delivery_id, None)
+            at = self._at.pop(delivery_id, None)
             if at is not None:
-                _ID.pack_into(self._map, at, 0)
-                self._free_outcomes.append(at)
+                _LETTER.pack_into(self._map, at, 0, 0, 0)
+                self._free.append(at)
 
     def close(self, *, remove: bool) -> None:
         """Ends the recording; ``remove`` when nothing in it is needed any more."""
@@ -142,28 +138,19 @@ def recording_path(folder: Path, claim_key: int) -> Path:
     return folder / f"{claim_key}.rec"
 
 
-def _pack_outcome(target: mmap.mmap, at: int, delivery_id: int, outcome: Outcome) -> None:
+def _pack_outcome(target: mmap.mmap, at: int, outcome: Outcome) -> None:
     reply = outcome.reply
-    wish, bad, person, rule = None, False, False, ""
+    wish, bad, person, rule = _NO_WISH, False, False, b""
     if not isinstance(outcome, Accepted):  # nearly all are, and have none of these
-        wish = getattr(outcome, "retry_after", None)
+        asked_for = getattr(outcome, "retry_after", None)
+        if asked_for is not None:
+            wish = min(int(asked_for.total_seconds()), 2**31 - 1)
         bad = getattr(outcome, "address_is_bad", False)
         person = getattr(outcome, "needs_a_person", False)
-        rule = outcome.rule
-    _OUTCOME.pack_into(
-        target,
-        at,
-        0,
-        _KINDS.index(type(outcome)),
-        _NUMBER_OF_PHASE[reply.phase],
-        _NO_CODE if reply.code is None else reply.code,
-        bad,
-        person,
-        _NO_WISH if wish is None else min(int(wish.total_seconds()), 2**31 - 1),
-        rule.encode()[:_RULE],
-        reply.text.encode()[:_TEXT],
-    )
-    _ID.pack_into(target, at, delivery_id)
+        rule = outcome.rule.encode()
+    phase, code = _NUMBER_OF_PHASE[reply.phase], _NO_CODE if reply.code is None else reply.code
+    # What is too long for its field is cut there.
+    _OUTCOME.pack_into(target, at, phase, code, bad, person, wish, rule, reply.text.encode())
 
 
 def is_being_written(path: Path) -> bool | None:
@@ -187,31 +174,29 @@ def read_recording(path: Path) -> Recording | None:
         return None
     if len(data) < _HEADER.size or not data.startswith(_MAGIC):
         return None
-    _magic, claim_key, wire, outcomes, incomplete = _HEADER.unpack_from(data)
-    first_outcome = _HEADER.size + wire * _WIRE.size
-    if len(data) < first_outcome + outcomes * _OUTCOME.size:
+    _magic, claim_key, letters, incomplete = _HEADER.unpack_from(data)
+    if len(data) < _HEADER.size + letters * _RECORD_SIZE:
         return None
     recording = Recording(claim_key, is_complete=not incomplete)
-    for n in range(wire):
-        delivery_id, dot = _WIRE.unpack_from(data, _HEADER.size + n * _WIRE.size)
-        if delivery_id:
-            recording.on_wire[delivery_id] = bool(dot)
-    for n in range(outcomes):
-        record = _OUTCOME.unpack_from(data, first_outcome + n * _OUTCOME.size)
-        if record[0]:
+    for n in range(letters):
+        at = _HEADER.size + n * _RECORD_SIZE
+        delivery_id, dot, kind = _LETTER.unpack_from(data, at)
+        if delivery_id and kind:
             try:
-                recording.outcomes[record[0]] = _unpack_outcome(record)
+                recording.outcomes[delivery_id] = _unpack_outcome(kind, data, at + _LETTER.size)
             except IndexError:
                 return None  # a disk's fault: none of it can be believed
+        elif delivery_id:
+            recording.on_wire[delivery_id] = bool(dot)
     return recording
 
 
-def _unpack_outcome(record: tuple[int, int, int, int, int, int, int, bytes, bytes]) -> Outcome:
-    _id, kind, phase, code, bad, person, wish, rule_bytes, text = record
+def _unpack_outcome(kind: int, data: bytes, at: int) -> Outcome:
+    phase, code, bad, person, wish, rule_bytes, text = _OUTCOME.unpack_from(data, at)
     reply = Reply(_PHASES[phase], None if code == _NO_CODE else code, _decode(text))
     rule = _decode(rule_bytes)
     retry_after = None if wish == _NO_WISH else timedelta(seconds=wish)
-    match _KINDS[kind].__name__:
+    match _KINDS[kind - 1].__name__:
         case "Accepted":
             return Accepted(reply)
         case "Deferred":

@@ -605,8 +605,7 @@ class Worker:
         self.recorder = FlightRecorder(
             recording_path(self.recorders, key),
             key,
-            wire=self.settings.send_batch_size,
-            outcomes=self.settings.send_batch_size,
+            letters=self.settings.send_batch_size,
         )
         if isinstance(self.provider, ReportsFinalDot):
             self.provider.watch(self.recorder.final_dot)

@@ -31,7 +31,7 @@ OUTCOMES = [
 
 @pytest.fixture
 def recorder(tmp_path):
-    made = FlightRecorder(tmp_path / "box" / "1.rec", 12345, wire=4, outcomes=8)
+    made = FlightRecorder(tmp_path / "box" / "1.rec", 12345, letters=8)
     yield made
     made.close(remove=True)
 
@@ -76,11 +76,15 @@ def test_what_does_not_fit_marks_the_recording_as_incomplete(recorder):
 
 
 def test_a_long_reply_is_cut_between_characters(recorder):
+    recorder.leaving(1)
     recorder.answered(1, Rejected(Reply(Phase.RCPT, 550, "é" * 500)))
     assert set(read_recording(recorder.path).outcomes[1].reply.text) == {"é"}
 
 
-@pytest.mark.parametrize("content", [None, b"", b"PPFR", b"PPFR0001" + b"\xff" * 24, b"x" * 4000])
+@pytest.mark.parametrize(
+    "content",
+    [None, b"", b"PPFR", b"PPFR0002" + b"\xff" * 24, b"PPFR0001" + bytes(24), b"x" * 4000],
+)
 def test_a_missing_or_foreign_file_is_no_recording(tmp_path, content):
     path = tmp_path / "x.rec"
     if content is not None:
@@ -91,7 +95,7 @@ def test_a_missing_or_foreign_file_is_no_recording(tmp_path, content):
 def test_one_can_see_whether_a_recording_is_still_written(tmp_path):
     path = tmp_path / "1.rec"
     assert is_being_written(path) is None
-    recorder = FlightRecorder(path, 1, wire=1, outcomes=1)
+    recorder = FlightRecorder(path, 1, letters=1)
     assert is_being_written(path) is True
     recorder.close(remove=False)
     assert is_being_written(path) is False
@@ -105,7 +109,7 @@ def test_it_survives_sigkill(tmp_path):
         from pathlib import Path
         from delivery.outcomes import Accepted, Phase, Reply
         from delivery.recorder import FlightRecorder
-        recorder = FlightRecorder(Path({str(path)!r}), 99, wire=4, outcomes=4)
+        recorder = FlightRecorder(Path({str(path)!r}), 99, letters=4)
         for number in (1, 2, 3):
             recorder.leaving(number)
         recorder.final_dot(2)

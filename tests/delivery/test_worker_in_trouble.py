@@ -279,14 +279,14 @@ def test_a_recording_has_no_name_before_it_is_locked(tmp_path, monkeypatch):
         real(file, how)
 
     monkeypatch.setattr(fcntl, "flock", look)
-    recorder = FlightRecorder(path, 7, wire=1, outcomes=1)
+    recorder = FlightRecorder(path, 7, letters=1)
     assert found == [None]
     recorder.close(remove=True)
 
 
 def test_two_who_look_at_once_do_not_take_each_other_for_the_worker(tmp_path):
     path = tmp_path / "7.rec"
-    FlightRecorder(path, 7, wire=1, outcomes=1).close(remove=False)
+    FlightRecorder(path, 7, letters=1).close(remove=False)
     with path.open("rb") as other:
         fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
         assert is_being_written(path) is False
@@ -294,7 +294,7 @@ def test_two_who_look_at_once_do_not_take_each_other_for_the_worker(tmp_path):
 
 def test_a_recording_that_a_disk_has_spoilt_is_none(tmp_path):
     path = tmp_path / "7.rec"
-    recorder = FlightRecorder(path, 7, wire=1, outcomes=1)
+    recorder = FlightRecorder(path, 7, letters=1)
     recorder.leaving(3)
     recorder.answered(3, TAKEN)
     recorder.close(remove=False)
