@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from django.db import connection, transaction
@@ -39,6 +40,7 @@ from delivery.states import WAITING, DeliveryStatus
 from delivery.tally import COMMON_SHARD, Tally
 
 _S = DeliveryStatus
+_COUNTED_BY = attrgetter("campaign_id", "is_test")
 
 
 # ------------------------------------------------------------------------------ a worker's moves
@@ -182,7 +184,8 @@ def _exchange_whole(usual: Exchange) -> bool:
 
 def _by_campaign(letters: Iterable[Claimed]) -> Counter[int]:
     """How many there are of each; test letters are not counted."""
-    return Counter(claimed.campaign_id for claimed in letters if not claimed.is_test)
+    kinds = Counter(map(_COUNTED_BY, letters))
+    return Counter({campaign_id: n for (campaign_id, is_test), n in kinds.items() if not is_test})
 
 
 def is_whole(usual: Exchange, exchanged: Exchanged) -> bool:
