@@ -93,11 +93,14 @@ class MergeTemplate:
         except UnclosedTagError as error:
             raise LetterError(f"{part}: {error}") from error
         _refuse_foreign_tags(part, pieces)
-        # A superset of what it looks up, so that nothing is missing when a name is also assigned.
-        self.identifiers = identifiers(pieces)
         self.is_static = not any(piece.is_tag for piece in pieces)
         finalizer = _encoded_html_value if html else _encoded_value
         self._form = _form(pieces, self.unknown_names(set()), finalizer)
+        # A superset of what it looks up, so that nothing is missing when a name is also assigned;
+        # of a form just that, for each letter looks for a value of each.
+        self.identifiers = identifiers(pieces)
+        if self._form is not None:
+            self.identifiers = {name for _place, name in self._form.blanks}
         self._encoded: Environment | None = None
         if self._form is None and _is_flat(pieces):
             # No auto-escaping: the finalizer escapes before it encodes.
