@@ -129,7 +129,7 @@ class LetterProtocol(SMTPProtocol):
         # The replies to a letter and to the commands behind it; so many.
         self._usual = _USUAL_AFTER_CHUNKS if self.chunking else _USUAL_AFTER_A_DOT
         self._usual_replies = 3 if self.chunking else 4
-        self.timeouts = timeouts
+        self._seconds = {step: timeouts.of(step) for step in Step}
         # False: no further letter may be given to this connection.
         self.is_usable = True
         self._expected: deque[tuple[Step, Letter]] = deque()
@@ -172,20 +172,29 @@ class LetterProtocol(SMTPProtocol):
 
     def _begin(self, letter: Letter, *before: bytes) -> None:
         """Writes a letter's first group of commands, behind ``before`` (the letter ahead)."""
-        group = [*before]
         if self._must_reset:
             self._must_reset = False
             self._expected.append((Step.RSET, letter))
-            group.append(b"RSET\r\n")
+            before += (b"RSET\r\n",)
         self._expected.append((Step.MAIL, letter))
-        group.append(letter.mail)
-        if self.pipelining:
-            self._expected.append((Step.RCPT, letter))
-            group.append(letter.rcpt)
-            if not self.chunking:
-                self._expected.append((Step.DATA, letter))
-                group.append(b"DATA\r\n")
-        self.write(b"".join(group))
+        if not self.pipelining:
+            self._write(*before, letter.mail)
+            return
+        self._expected.append((Step.RCPT, letter))
+        if self.chunking:
+            self._write(*before, letter.mail, letter.rcpt)
+        else:
+            self._expected.append((Step.DATA, letter))
+            self._write(*before, letter.mail, letter.rcpt, b"DATA\r\n")
+
+    def _write(self, *octets: bytes) -> None:
+        """All of these, in one system call: without putting ten kilobytes together once more."""
+        transport = self.transport
+        if self._over_ssl or transport is None or transport.is_closing():
+            # TLS would make a record of each. What is lost is what aiosmtplib says it is.
+            self.write(b"".join(octets))
+        else:
+            cast(asyncio.WriteTransport, transport).writelines(octets)
 
     def _may_leave(self, letter: Letter) -> None:
         """The server waits for this letter's octets. Two turns of the loop: in the first one the
@@ -209,7 +218,7 @@ class LetterProtocol(SMTPProtocol):
         if self._ahead and self.pipelining:
             self._begin(self._ahead.popleft(), *octets)
         else:
-            self.write(b"".join(octets))
+            self._write(*octets)
         self._watch_the_time()
 
     # ------------------------------------------------------------------ replies
@@ -410,7 +419,7 @@ class LetterProtocol(SMTPProtocol):
     def _watch_the_time(self) -> None:
         """The next reply has its time from now on. The timer is moved only when it has to be
         earlier, or when it rings: so most letters touch no timer at all."""
-        self._deadline = self._loop.time() + self.timeouts.of(self._expected[0][0])
+        self._deadline = self._loop.time() + self._seconds[self._expected[0][0]]
         if self._timer is None:
             self._timer = self._loop.call_at(self._deadline, self._time_is_up)
         elif self._deadline < self._timer.when():
