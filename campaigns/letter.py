@@ -82,8 +82,8 @@ class Letter:
     def __init__(self, source: LetterSource, *, list_id_domain: str, sender_id: str) -> None:
         """LetterError for templates that do not compile and addresses that cannot be written."""
         self._subject = MergeTemplate("subject", source.subject)
-        self._html = MergeTemplate("HTML", source.html, html=True)
-        self._text = MergeTemplate("text", source.text)
+        self._html = MergeTemplate("HTML", source.html, html=True, after=_END)
+        self._text = MergeTemplate("text", source.text, after=_BEFORE_HTML)
         self.from_email = source.from_email
         self._list_id_domain = list_id_domain
         self._sender_id = sender_id
@@ -102,7 +102,12 @@ class Letter:
 
     def render(self, addressee: Addressee) -> bytes:
         """The whole message (RFC 5322): CRLF only, 7-bit, no line over 998 octets or that begins
-        with a dot, ends with CRLF.
+        with a dot, ends with CRLF. LetterError as for ``segments``."""
+        return b"".join(self.segments(addressee))
+
+    def segments(self, addressee: Addressee) -> list[bytes]:
+        """The same in segments. What is the same for all readers is in all their letters the same
+        object: it is neither copied nor kept for each.
 
         LetterError when a merge field fails for this reader or a value cannot stand in a header.
         """
@@ -123,7 +128,7 @@ class Letter:
                 )
             ).encode("ascii")
             text, html = self._text.segments(values, plain), self._html.segments(values, plain)
-            return b"".join((head, *text, _BEFORE_HTML, *html, _END))
+            return [head, *text, *html]
         except LetterError:
             raise
         except ValueError as error:

@@ -65,7 +65,7 @@ class Batch:
             claims = self.claims[place : place + (1 if self.grant.limits else COMPOSED_TOGETHER)]
             for at, message in enumerate(compose(claims, self.letters, clock()), place):
                 self._composed[at] = message
-                octets += len(message.content) if isinstance(message, OutgoingMessage) else 0
+                octets += message.octets if isinstance(message, OutgoingMessage) else 0
                 if octets >= OCTETS_TOGETHER:
                     break
         return self._composed.pop(place)

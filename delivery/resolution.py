@@ -74,7 +74,7 @@ class Doubt:
     def message(self) -> OutgoingMessage:
         """As much of the letter as a look needs."""
         message_id = self.assigned_id or message_id_of(self.id, self.campaign_id)
-        return OutgoingMessage(self.id, Envelope("", self.rcpt_to), b"", message_id)
+        return OutgoingMessage(self.id, Envelope("", self.rcpt_to), (), message_id)
 
 
 def may_be_sent_again(settings: DeliverySettings) -> Q:

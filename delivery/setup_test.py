@@ -59,7 +59,7 @@ def test_letter(sender: str, to: str, now: datetime) -> tuple[OutgoingMessage, s
         f"X-Pennypost-Test: {token}\r\nContent-Type: text/plain; charset=us-ascii\r\n\r\n"
         "This letter tests how the provider is set up. Nothing has to be done.\r\n"
     ).encode("ascii")
-    return OutgoingMessage(0, Envelope(sender, to), content, message_id), subject
+    return OutgoingMessage(0, Envelope(sender, to), (content,), message_id), subject
 
 
 test_letter.__test__ = False  # type: ignore[attr-defined]

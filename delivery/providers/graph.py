@@ -231,8 +231,8 @@ class GraphProvider:
     def _wrong_with(self, message: OutgoingMessage) -> Outcome | None:
         """Graph knows no envelope: it sends to whom the header names. So that must be one reader,
         the envelope's."""
-        if len(message.content) > self.largest:
-            text = f"{len(message.content)} octets are more than the mailbox may send"
+        if message.octets > self.largest:
+            text = f"{message.octets} octets are more than the mailbox may send"
             return _stop(text, "letter too large")
         header = BytesHeaderParser().parsebytes(message.content)
         named = [
@@ -247,7 +247,7 @@ class GraphProvider:
 
     async def _hand_over(self, message: OutgoingMessage) -> Outcome:
         try:
-            if self.mode == "draft" or len(message.content) > LARGEST_IN_ONE_REQUEST:
+            if self.mode == "draft" or message.octets > LARGEST_IN_ONE_REQUEST:
                 return await self._by_draft(message)
             self.note_final_dot(message.reference)
             answer = await self._request("POST", f"{self._user}/sendMail", mime=message.content)
@@ -260,7 +260,7 @@ class GraphProvider:
         try:
             parts = (
                 split(message.content, LARGEST_IN_ONE_REQUEST)
-                if len(message.content) > LARGEST_IN_ONE_REQUEST
+                if message.octets > LARGEST_IN_ONE_REQUEST
                 else Split(message.content)
             )
         except TooLargeError as error:

@@ -396,11 +396,13 @@ class Connection:
         """MAIL, RCPT, DATA, the letter, the final dot; as LetterProtocol.submit."""
         assert self.protocol is not None
         self.letters += 1
-        size = f" SIZE={len(message.content)}" if self.says_size else ""
+        octets = message.octets
+        size = f" SIZE={octets}" if self.says_size else ""
         letter = Letter(
             f"MAIL FROM:{mail_from}{size}\r\n".encode("ascii"),
             f"RCPT TO:{rcpt_to}\r\n".encode("ascii"),
-            message.content,
+            message.segments,
+            octets,
             partial(self.provider.note_final_dot, message.reference),
             message.has_no_dots,
         )

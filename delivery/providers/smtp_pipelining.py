@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, cast
@@ -95,12 +95,14 @@ class Timeouts:
 
 @dataclass(slots=True, eq=False)
 class Letter:
-    """A letter on its way. ``note``: called just before its last octets are written.
-    ``has_no_dots``: certainly no line of it begins with one."""
+    """A letter on its way. ``segments``: what it consists of, ``octets`` in all. ``note``: called
+    just before its last octets are written. ``has_no_dots``: certainly no line of it begins with
+    one."""
 
     mail: bytes  # the commands with CRLF
     rcpt: bytes
-    content: bytes
+    segments: Sequence[bytes]
+    octets: int
     note: Callable[[], None]
     has_no_dots: bool = False
     answer: asyncio.Future[Answer] = field(init=False)
@@ -188,7 +190,8 @@ class LetterProtocol(SMTPProtocol):
             self._write(*before, letter.mail, letter.rcpt, b"DATA\r\n")
 
     def _write(self, *octets: bytes) -> None:
-        """All of these, in one system call: without putting ten kilobytes together once more."""
+        """All of these, in one system call. They are not put together before: ten kilobytes for
+        each letter, to an address that no cache holds."""
         transport = self.transport
         if self._over_ssl or transport is None or transport.is_closing():
             # TLS would make a record of each. What is lost is what aiosmtplib says it is.
@@ -210,10 +213,11 @@ class LetterProtocol(SMTPProtocol):
             return  # the connection was lost
         letter.note()
         if self.chunking:
-            octets = b"BDAT %d LAST\r\n" % len(letter.content), letter.content
+            octets = b"BDAT %d LAST\r\n" % letter.octets, *letter.segments
+        elif letter.has_no_dots:
+            octets = *letter.segments, _FINAL_DOT
         else:
-            content = letter.content if letter.has_no_dots else dotted(letter.content)
-            octets = content, _FINAL_DOT
+            octets = dotted(b"".join(letter.segments)), _FINAL_DOT
         self._expected.append((Step.LETTER, letter))
         if self._ahead and self.pipelining:
             self._begin(self._ahead.popleft(), *octets)

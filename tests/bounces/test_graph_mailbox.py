@@ -444,7 +444,7 @@ def test_a_letter_that_graph_takes_and_then_reports_back_is_marked_by_its_messag
             "Subject: Hello\r\n\r\nGood day.\r\n"
         ).encode()
         outgoing = OutgoingMessage(
-            sent.pk, Envelope(MAILBOX, sent.rcpt_to), content, message_id(sent)
+            sent.pk, Envelope(MAILBOX, sent.rcpt_to), (content,), message_id(sent)
         )
         (outcome,) = polled.send(outgoing)
         assert isinstance(outcome, Accepted)

@@ -23,8 +23,11 @@ def letter(number: int) -> OutgoingMessage:
     return OutgoingMessage(
         number,
         Envelope(f"bounce+{number}@bounces.example.org", f"reader{number}@example.org"),
-        f"From: <news@example.org>\r\nTo: <reader{number}@example.org>\r\n"
-        f"Message-ID: <{number}@news.example.org>\r\nSubject: Hello\r\n\r\n.\r\nBye\r\n".encode(),
+        (
+            f"From: <news@example.org>\r\nTo: <reader{number}@example.org>\r\n".encode(),
+            f"Message-ID: <{number}@news.example.org>\r\nSubject: Hello\r\n\r\n".encode(),
+            b".\r\nBye\r\n",
+        ),
         f"<{number}@news.example.org>",
     )
 

@@ -32,7 +32,7 @@ def letter(number: int = 1, rcpt_to: str = "", **changes: Any) -> OutgoingMessag
         ).encode()
     )
     return OutgoingMessage(
-        number, Envelope(MAILBOX, rcpt_to), content, f"<{number}@news.example.org>"
+        number, Envelope(MAILBOX, rcpt_to), (content,), f"<{number}@news.example.org>"
     )
 
 

@@ -9,7 +9,7 @@ from delivery.providers.maildir import MaildirProvider
 LETTER = OutgoingMessage(
     1,
     Envelope("bounce+abc@bounces.example.org", "ada@example.org"),
-    b"Subject: Hello\r\n\r\nGood day.\r\n",
+    (b"Subject: Hello\r\n\r\n", b"Good day.\r\n"),
     "<abc.1@news.example.org>",
 )
 
@@ -42,7 +42,7 @@ def test_a_letter_that_is_sent_again_replaces_itself(tmp_path):
 
 
 def test_a_message_id_cannot_lead_out_of_the_maildir(tmp_path):
-    hostile = OutgoingMessage(1, LETTER.envelope, LETTER.content, "<../../../evil@x>")
+    hostile = OutgoingMessage(1, LETTER.envelope, LETTER.segments, "<../../../evil@x>")
     send(MaildirProvider(str(tmp_path / "box")), hostile)
     assert len(list((tmp_path / "box" / "new").iterdir())) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["box"]

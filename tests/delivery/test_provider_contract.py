@@ -27,7 +27,7 @@ class TestSMTPProvider(ProviderContract):
 
     def taken(self):
         return [
-            OutgoingMessage(0, Envelope(t.mail_from, t.rcpt_to[0]), t.content, "")
+            OutgoingMessage(0, Envelope(t.mail_from, t.rcpt_to[0]), (t.content,), "")
             for t in self.server.accepted
         ]
 

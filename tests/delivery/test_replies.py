@@ -354,7 +354,7 @@ def test_a_providers_option_says_who_speaks(speaker, expected):
         "554 5.7.1 Service unavailable; Client host [192.0.2.25] blocked using zen.spamhaus.org"
     )
     letter = OutgoingMessage(
-        1, Envelope("bounce@example.org", "a@example.org"), b"Subject: x\r\n\r\nx\r\n", "<1@x>"
+        1, Envelope("bounce@example.org", "a@example.org"), [b"Subject: x\r\n\r\nx\r\n"], "<1@x>"
     )
 
     async def send(server: SMTPServer) -> Outcome:

@@ -23,7 +23,7 @@ CONTENT = b"From: <news@example.org>\r\nSubject: Hello\r\n\r\nGood day.\r\n"
 
 def letter(number=1, rcpt_to="ada@example.org", content=CONTENT, mail_from=None):
     envelope = Envelope(mail_from or f"bounce+{number}@bounces.example.org", rcpt_to)
-    return OutgoingMessage(number, envelope, content, f"<{number}@example.org>")
+    return OutgoingMessage(number, envelope, (content,), f"<{number}@example.org>")
 
 
 def send(server, *letters, at_once=False, **options):

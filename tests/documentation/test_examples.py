@@ -53,7 +53,7 @@ class TestSendmailProvider(ProviderContract):
 
     def taken(self) -> Sequence[OutgoingMessage]:
         return [
-            OutgoingMessage(0, Envelope("", file.name), file.read_bytes(), "")
+            OutgoingMessage(0, Envelope("", file.name), (file.read_bytes(),), "")
             for file in (self.folder / "queue").iterdir()
         ]
 
