@@ -151,6 +151,6 @@ def _settle_known(
     not_sent = [
         claimed.id
         for claimed in open_letters
-        if claimed.id not in recording.outcomes and not recording.on_wire.get(claimed.id, False)
+        if claimed.id not in recording.outcomes and claimed.id not in recording.on_wire
     ]
     return len(known), queue.return_unsent(lease, not_sent)

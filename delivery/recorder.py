@@ -5,18 +5,18 @@ the pages belong to the kernel then; it does not survive a power cut, and then t
 (the letter is SENDING) stands alone. Reclaim on the same host reads it and settles all letters of
 the dead worker but those whose final dot was on the wire: at most one for each connection.
 
-A fixed record for each letter from the moment at which it is given to the provider until its
-outcome is committed: the delivery id, whether the final dot was handed to the socket, and when its
-answer was read the outcome: kind, phase, code, two flags, seconds of the far side's wish, rule and
-text. The dot is noted **before** it is written, the answer after it was read: what the record says
+A fixed record for each letter from the moment before its final dot is handed to the socket until
+its outcome is committed: the delivery id, and when its answer was read the outcome: kind, phase,
+code, two flags, seconds of the far side's wish, rule and text. A letter without a record has not
+left. The dot is noted **before** it is written, the answer after it was read: what the record says
 is never more innocent than the truth.
 
 The file is locked (flock) for as long as its worker's slice lasts; the kernel lifts the lock of a
 killed process. So whoever can lock it knows that nobody writes it any more.
 
-An outcome is written with its kind last, and a record is cleared with its id first: what is half
-written does not count. A letter that finds no place marks the recording as incomplete. No system
-call.
+An outcome is written with its kind last, or where the letter had no record yet with its id last;
+a record is cleared at once. So what is half written does not count. A letter that finds no place
+marks the recording as incomplete. No system call.
 """
 
 from __future__ import annotations
@@ -46,12 +46,10 @@ _HEADER = struct.Struct("<8sqIB3x")
 _INCOMPLETE_AT = struct.calcsize("<8sqI")
 _TEXT = 400
 _RULE = 60
-# Delivery id (0: none), 1: the final dot was handed to the socket, the kind of the outcome (0: none
-# is known); then what the outcome says.
-_LETTER = struct.Struct("<qBB")
+# Delivery id (0: none), kind of the outcome (0: none is known); then what the outcome says.
+_LETTER = struct.Struct("<qB")
 _OUTCOME = struct.Struct(f"<BhBBi{_RULE}s{_TEXT}s")
-_DOT_AT = struct.calcsize("<q")
-_KIND_AT = struct.calcsize("<qB")
+_KIND_AT = struct.calcsize("<q")
 _RECORD_SIZE = _LETTER.size + _OUTCOME.size
 _ID = struct.Struct("<q")
 
@@ -65,12 +63,12 @@ _NO_WISH = -1
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """What a dead worker left: letters on the wire (True: the dot had been handed over), and
-    outcomes that it knew. ``is_complete``: a letter that stands in neither had not left."""
+    """What a dead worker left: letters whose final dot had been handed over, and outcomes that it
+    knew. ``is_complete``: a letter that stands in neither had not left."""
 
     claim_key: int
     is_complete: bool = True
-    on_wire: dict[int, bool] = field(default_factory=dict)
+    on_wire: set[int] = field(default_factory=set)
     outcomes: dict[int, Outcome] = field(default_factory=dict)
 
 
@@ -96,33 +94,37 @@ class FlightRecorder:
         self._free = [_HEADER.size + n * _RECORD_SIZE for n in reversed(range(letters))]
         self._at: dict[int, int] = {}
 
-    def leaving(self, delivery_id: int) -> None:
-        """A letter is given to the provider; its final dot has not been written."""
-        if not self._free:
-            self._map[_INCOMPLETE_AT] = 1
-            return
-        at = self._at[delivery_id] = self._free.pop()
-        _ID.pack_into(self._map, at, delivery_id)  # the rest is clear
-
     def final_dot(self, delivery_id: int) -> None:
         """The next thing that happens is the final dot. Called before the write."""
-        at = self._at.get(delivery_id)
+        if delivery_id in self._at:
+            return
+        at = self._place(delivery_id)
         if at is not None:
-            self._map[at + _DOT_AT] = 1
+            _ID.pack_into(self._map, at, delivery_id)  # the rest is clear
 
     def answered(self, delivery_id: int, outcome: Outcome) -> None:
-        """The outcome of a letter that was ``leaving`` is known."""
+        """The outcome is known."""
         at = self._at.get(delivery_id)
-        if at is not None:
-            _pack_outcome(self._map, at + _LETTER.size, outcome)
-            self._map[at + _KIND_AT] = _NUMBER_OF_KIND[type(outcome)]
+        if at is None and (at := self._place(delivery_id)) is None:
+            return
+        _pack_outcome(self._map, at + _LETTER.size, outcome)
+        self._map[at + _KIND_AT] = _NUMBER_OF_KIND[type(outcome)]
+        _ID.pack_into(self._map, at, delivery_id)
+
+    def _place(self, delivery_id: int) -> int | None:
+        """A clear record for a letter, which gets its id last."""
+        if not self._free:
+            self._map[_INCOMPLETE_AT] = 1
+            return None
+        at = self._at[delivery_id] = self._free.pop()
+        return at
 
     def committed(self, delivery_ids: Iterable[int]) -> None:
         """The database has these outcomes now."""
         for delivery_id in delivery_ids:
             at = self._at.pop(delivery_id, None)
             if at is not None:
-                _LETTER.pack_into(self._map, at, 0, 0, 0)
+                _LETTER.pack_into(self._map, at, 0, 0)
                 self._free.append(at)
 
     def close(self, *, remove: bool) -> None:
@@ -180,14 +182,14 @@ def read_recording(path: Path) -> Recording | None:
     recording = Recording(claim_key, is_complete=not incomplete)
     for n in range(letters):
         at = _HEADER.size + n * _RECORD_SIZE
-        delivery_id, dot, kind = _LETTER.unpack_from(data, at)
+        delivery_id, kind = _LETTER.unpack_from(data, at)
         if delivery_id and kind:
             try:
                 recording.outcomes[delivery_id] = _unpack_outcome(kind, data, at + _LETTER.size)
             except IndexError:
                 return None  # a disk's fault: none of it can be believed
         elif delivery_id:
-            recording.on_wire[delivery_id] = bool(dot)
+            recording.on_wire.add(delivery_id)
     return recording
 
 

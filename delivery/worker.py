@@ -560,10 +560,8 @@ class Worker:
         if isinstance(message, Rejected):
             return message
         recorder = self.recorder
-        if recorder is not None:
-            recorder.leaving(message.reference)
-            if not self.reports_final_dot:
-                recorder.final_dot(message.reference)
+        if recorder is not None and not self.reports_final_dot:
+            recorder.final_dot(message.reference)
         outcome: Outcome
         # Asked anew after composing: the last thing before the letter leaves.
         if self.place.ran_out(self.clock()):

@@ -38,24 +38,26 @@ def recorder(tmp_path):
 
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=lambda outcome: type(outcome).__name__)
 def test_every_outcome_is_read_back_as_it_was(recorder, outcome):
-    recorder.leaving(7)
-    recorder.answered(7, outcome)
+    recorder.answered(7, outcome)  # refused before its dot
+    recorder.final_dot(8)
+    recorder.answered(8, outcome)
     recording = read_recording(recorder.path)
     assert recording.claim_key == 12345
-    assert recording.outcomes == {7: outcome}
-    assert recording.on_wire == {}
+    assert recording.outcomes == {7: outcome, 8: outcome}
+    assert recording.on_wire == set()
 
 
-def test_a_letter_on_the_wire_says_whether_its_dot_had_left(recorder):
-    recorder.leaving(1)
-    recorder.leaving(2)
+def test_letters_whose_dot_had_left_are_on_the_wire(recorder):
     recorder.final_dot(2)
-    assert read_recording(recorder.path).on_wire == {1: False, 2: True}
+    recorder.final_dot(2)
+    recorder.final_dot(3)
+    recording = read_recording(recorder.path)
+    assert recording.on_wire == {2, 3}
+    assert recording.is_complete
 
 
 def test_a_committed_outcome_is_forgotten_and_its_place_used_again(recorder):
     for delivery_id in range(1, 101):
-        recorder.leaving(delivery_id)
         recorder.final_dot(delivery_id)
         recorder.answered(delivery_id, OUTCOMES[0])
         recorder.committed([delivery_id])
@@ -65,9 +67,8 @@ def test_a_committed_outcome_is_forgotten_and_its_place_used_again(recorder):
 
 def test_what_does_not_fit_marks_the_recording_as_incomplete(recorder):
     for delivery_id in range(1, 20):
-        recorder.leaving(delivery_id)
-    for delivery_id in range(1, 20):
         recorder.final_dot(delivery_id)
+    for delivery_id in range(1, 20):
         recorder.answered(delivery_id, OUTCOMES[0])
     assert len(read_recording(recorder.path).outcomes) == 8
     assert not read_recording(recorder.path).is_complete
@@ -76,7 +77,6 @@ def test_what_does_not_fit_marks_the_recording_as_incomplete(recorder):
 
 
 def test_a_long_reply_is_cut_between_characters(recorder):
-    recorder.leaving(1)
     recorder.answered(1, Rejected(Reply(Phase.RCPT, 550, "é" * 500)))
     assert set(read_recording(recorder.path).outcomes[1].reply.text) == {"é"}
 
@@ -110,8 +110,6 @@ def test_it_survives_sigkill(tmp_path):
         from delivery.outcomes import Accepted, Phase, Reply
         from delivery.recorder import FlightRecorder
         recorder = FlightRecorder(Path({str(path)!r}), 99, letters=4)
-        for number in (1, 2, 3):
-            recorder.leaving(number)
         recorder.final_dot(2)
         recorder.final_dot(3)
         recorder.answered(3, Accepted(Reply(Phase.FINAL_DOT, 250, "Ok")))
@@ -122,5 +120,5 @@ def test_it_survives_sigkill(tmp_path):
     assert process.returncode == -signal.SIGKILL
     assert is_being_written(path) is False
     recording = read_recording(path)
-    assert recording.on_wire == {1: False, 2: True}
+    assert recording.on_wire == {2}
     assert recording.outcomes == {3: Accepted(Reply(Phase.FINAL_DOT, 250, "Ok"))}

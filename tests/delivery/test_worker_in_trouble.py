@@ -295,7 +295,6 @@ def test_two_who_look_at_once_do_not_take_each_other_for_the_worker(tmp_path):
 def test_a_recording_that_a_disk_has_spoilt_is_none(tmp_path):
     path = tmp_path / "7.rec"
     recorder = FlightRecorder(path, 7, letters=1)
-    recorder.leaving(3)
     recorder.answered(3, TAKEN)
     recorder.close(remove=False)
     content = bytearray(path.read_bytes())
