@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -35,26 +34,16 @@ def _gravity(trouble: Unavailable) -> tuple[bool, timedelta]:
     return trouble.needs_a_person, DEFAULT_REST if wish is None else wish
 
 
-@dataclass(slots=True)
-class Ledger:
+class Ledger(list[Result]):
     """Results in the order in which they came. Nothing leaves it before it was committed."""
-
-    _results: list[Result] = field(default_factory=list)
-
-    def add(self, result: Result) -> None:
-        """Adds what became of a letter."""
-        self._results.append(result)
-
-    def __len__(self) -> int:
-        return len(self._results)
 
     def pending(self) -> list[Result]:
         """What must be written with the next commit."""
-        return list(self._results)
+        return list(self)
 
     def written(self, results: Sequence[Result]) -> None:
         """Forgets what a commit has made durable: what was pending() when it began."""
-        del self._results[: len(results)]
+        del self[: len(results)]
 
     @staticmethod
     def trouble(results: Sequence[Result]) -> Unavailable | None:

@@ -518,8 +518,9 @@ class Worker:
                 self.kept_back.append(turn.claimed.id)
             else:
                 outcome = await self._send(turn)
-                self.is_silent |= self._asks_for_silence(outcome)
-                self.ledger.add(Result(turn.claimed.id, outcome))
+                if not isinstance(outcome, Accepted):
+                    self.is_silent |= self._asks_for_silence(outcome)
+                self.ledger.append(Result(turn.claimed.id, outcome))
                 self.sent += 1
             answered = self._answered()
             if answered == len(self.noted) or answered >= self.worth_a_commit:
@@ -528,8 +529,6 @@ class Worker:
     def _asks_for_silence(self, outcome: Outcome) -> bool:
         """Whether the other noted letters should not leave either: the login is refused, a quota is
         spent, the server is gone. Not where fewer connections may be all that is asked for."""
-        if isinstance(outcome, Accepted):
-            return False
         if isinstance(outcome, Unconfirmed):
             return outcome.rests
         if not isinstance(outcome, Unavailable) or outcome.rule == PERMIT_EXPIRED:

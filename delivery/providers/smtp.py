@@ -227,9 +227,9 @@ class SMTPProvider:
         await asyncio.gather(*(connection.quit() for connection in self._places))
 
     def _free_connection(self) -> Connection | None:
-        for load in range(LETTERS_AT_ONCE):
-            for connection in reversed(self._by_load[load]):
-                if load == 0 or connection.has_room:
+        for places in self._by_load:
+            for connection in reversed(places):
+                if connection.has_room:
                     self._change_load(connection, 1)
                     return connection
         return None
@@ -260,7 +260,7 @@ class Connection:
         self.client: LetterClient | None = None
         self.protocol: LetterProtocol | None = None
         self.letters = 0
-        self.connected_at = 0.0
+        self.fresh_until = 0.0
         self.says_size = False
         self.load = 0  # letters that have this connection now
         self._connecting = asyncio.Lock()
@@ -301,15 +301,17 @@ class Connection:
 
     @property
     def has_room(self) -> bool:
-        """Whether one more letter may queue up behind those that are here."""
-        return self.protocol is None or self._is_fresh()
+        """Whether one more letter may come, or queue up behind those that are here."""
+        if not self.load:
+            return True
+        return self.load < LETTERS_AT_ONCE and (self.protocol is None or self._is_fresh())
 
     def _is_fresh(self) -> bool:
         return (
             self.protocol is not None
             and self.protocol.is_usable
             and self.letters < self.provider.letters_per_connection
-            and time.monotonic() - self.connected_at < self.provider.seconds_per_connection
+            and time.monotonic() < self.fresh_until
         )
 
     # ------------------------------------------------------------------ the session
@@ -381,7 +383,7 @@ class Connection:
         self.client, self.protocol = client, protocol
         self.says_size = client.supports_extension("size")
         self.letters = 0
-        self.connected_at = time.monotonic()
+        self.fresh_until = time.monotonic() + self.provider.seconds_per_connection
         return None
 
     @staticmethod

@@ -87,6 +87,11 @@ class Timeouts:
     data: float = 120.0
     letter: float = 600.0
 
+    @property
+    def shortest(self) -> float:
+        """The shortest of these."""
+        return min(self.command, self.data, self.letter)
+
     def of(self, step: Step) -> float:
         if step is Step.LETTER:
             return self.letter
@@ -131,7 +136,7 @@ class LetterProtocol(SMTPProtocol):
         # The replies to a letter and to the commands behind it; so many.
         self._usual = _USUAL_AFTER_CHUNKS if self.chunking else _USUAL_AFTER_A_DOT
         self._usual_replies = 3 if self.chunking else 4
-        self._seconds = {step: timeouts.of(step) for step in Step}
+        self.timeouts = timeouts
         # False: no further letter may be given to this connection.
         self.is_usable = True
         self._expected: deque[tuple[Step, Letter]] = deque()
@@ -140,7 +145,7 @@ class LetterProtocol(SMTPProtocol):
         self._unread = b""
         self._lines: list[bytes] = []  # of a reply that is not complete
         self._must_reset = False
-        self._deadline = 0.0
+        self._waits_since = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     # ------------------------------------------------------------------ letters
@@ -421,21 +426,22 @@ class LetterProtocol(SMTPProtocol):
             letter.answer.exception()  # retrieved, also if its sender was cancelled
 
     def _watch_the_time(self) -> None:
-        """The next reply has its time from now on. The timer is moved only when it has to be
-        earlier, or when it rings: so most letters touch no timer at all."""
-        self._deadline = self._loop.time() + self._seconds[self._expected[0][0]]
+        """The next reply has its time from now on. The timer looks at that by itself, and never
+        later than the shortest time from now: so most letters touch no timer at all."""
+        self._waits_since = self._loop.time()
         if self._timer is None:
-            self._timer = self._loop.call_at(self._deadline, self._time_is_up)
-        elif self._deadline < self._timer.when():
-            self._timer.cancel()
-            self._timer = self._loop.call_at(self._deadline, self._time_is_up)
+            look_at = self._waits_since + self.timeouts.shortest
+            self._timer = self._loop.call_at(look_at, self._look_at_the_time)
 
-    def _time_is_up(self) -> None:
+    def _look_at_the_time(self) -> None:
         self._timer = None
         if not self._expected:
             return
-        if self._loop.time() < self._deadline:
-            self._timer = self._loop.call_at(self._deadline, self._time_is_up)
+        now = self._loop.time()
+        deadline = self._waits_since + self.timeouts.of(self._expected[0][0])
+        if now < deadline:
+            look_at = min(deadline, now + self.timeouts.shortest)
+            self._timer = self._loop.call_at(look_at, self._look_at_the_time)
         else:
             self.abort("Timed out waiting for server response")
 
