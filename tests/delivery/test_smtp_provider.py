@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from itertools import count, cycle
 
 import pytest
+import uvloop
 
 from delivery.message import Envelope, OutgoingMessage
 from delivery.outcomes import (
@@ -415,9 +416,9 @@ def test_letters_of_several_connections_leave_together():
     ) * 9 + ["answer"] * 2
 
 
-def answer_in_pieces(extension, octets):
+def answer_in_pieces(extension, octets, taken):
     """A server that answers what has arrived in pieces of so many octets: letters by turns in one
-    line, in two, and with a refusal; every fourth recipient is unknown."""
+    line, in two, and with a refusal; every fourth recipient is unknown. ``taken``: the letters."""
     letters, recipients = count(), count()
     answers_to_letters = cycle([b"250 Taken", b"250 Taken", b"250-Taken\r\n250 it", b"452 Full"])
 
@@ -446,13 +447,15 @@ def answer_in_pieces(extension, octets):
                         await say(*answers)
                         while b"\r\n.\r\n" not in unread:
                             unread += await reader.read(65536)
-                        unread = unread.split(b"\r\n.\r\n", 1)[1]
+                        content, unread = unread.split(b"\r\n.\r\n", 1)
+                        taken.append(content + b"\r\n")
                         answers = [b"%s, number %d" % (next(answers_to_letters), next(letters))]
                 elif line.startswith(b"BDAT"):
                     size = int(line.split()[1])
                     while len(unread) < size:
                         unread += await reader.read(65536)
-                    unread = unread[size:]
+                    content, unread = unread[:size], unread[size:]
+                    taken.append(content)
                     answers.append(b"%s, number %d" % (next(answers_to_letters), next(letters)))
                 else:
                     answers.append(b"221 Bye" if line == b"QUIT" else b"250 OK")
@@ -469,7 +472,7 @@ def test_replies_say_the_same_in_whatever_pieces_they_arrive(extension, octets):
     """In one piece the usual ones are read at one look."""
 
     async def run():
-        handler = answer_in_pieces(extension, octets)
+        handler = answer_in_pieces(extension, octets, [])
         async with sending_to(handler, lambda _reference: None) as provider:
             return await asyncio.gather(*(provider.send(letter(n)) for n in range(40)))
 
@@ -483,6 +486,31 @@ def test_replies_say_the_same_in_whatever_pieces_they_arrive(extension, octets):
             code, text = next(taken)
             expected.append((Phase.FINAL_DOT, code, f"{text}, number {next(numbers)}"))
     assert [(reply.phase, reply.code, reply.text) for reply in replies] == expected
+
+
+@pytest.mark.parametrize("loop", [asyncio, uvloop], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("octets", [10, 4_000, 100_000])
+@pytest.mark.parametrize("extension", [b"CHUNKING", b"SIZE"])
+def test_a_letter_arrives_whole_however_many_segments_it_has(loop, octets, extension):
+    """Some are written as they are; more than thirty are put together first."""
+    content = CONTENT + b"".join(b"line %d of many\r\n" % n for n in range(3_000))
+    segments = [content[at : at + octets] for at in range(0, len(content), octets)]
+    one, taken = letter()._replace(segments=segments), []
+
+    async def run():
+        async with sending_to(
+            answer_in_pieces(extension, 10_000, taken), lambda _: None
+        ) as provider:
+            sent = [provider.send(one._replace(has_no_dots=bool(n % 2))) for n in range(3)]
+            return await asyncio.gather(*sent)
+
+    outcomes = loop.run(run())
+    assert [outcome.reply.text for outcome in outcomes] == [
+        "Taken, number 0",
+        "Taken, number 1",
+        "Taken\nit, number 2",
+    ]
+    assert taken == [content] * 3
 
 
 @pytest.mark.parametrize("then", [b"421 4.3.2 Closing\r\n", b""], ids=["says 421", "closes"])
