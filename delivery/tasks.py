@@ -7,6 +7,7 @@ import gc
 import logging
 from collections.abc import Coroutine
 from datetime import timedelta
+from functools import cache
 from random import Random
 from typing import TypeVar
 
@@ -105,13 +106,18 @@ def run_worker(alias: str) -> str:
 
 def _run(work: Coroutine[None, None, T], event_loop: str) -> T:
     """Runs it to its end in the event loop that the settings name."""
-    if not gc.get_freeze_count():
-        # Once a process: or each full collection walks through all of Django, 50 ms in which no
-        # reply is read, after every thirty thousand letters.
-        gc.freeze()
+    _spare_what_is_there()
     if event_loop == "uvloop" or (event_loop == "auto" and has_uvloop()):
         import uvloop  # not on every machine
 
         result: T = uvloop.run(work)
         return result
     return asyncio.run(work)
+
+
+@cache
+def _spare_what_is_there() -> None:
+    """Has the collector pass over all of Django, once a process: or each full collection walks
+    through it, 50 ms in which no reply is read, after every thirty thousand letters. To ask
+    whether it was done (get_freeze_count) walks as well, for 13 ms of each slice."""
+    gc.freeze()

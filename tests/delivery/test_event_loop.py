@@ -50,6 +50,7 @@ def test_letters_leave_in_the_event_loop_of_the_settings(
 @pytest.mark.django_db(transaction=True)
 def test_what_was_there_before_the_first_slice_is_spared_by_the_collector_once(db):
     gc.unfreeze()
+    tasks._spare_what_is_there.cache_clear()
     tasks.run_worker("default")
     frozen = gc.get_freeze_count()
     assert frozen > 0
