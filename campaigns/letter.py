@@ -82,8 +82,8 @@ class Letter:
     def __init__(self, source: LetterSource, *, list_id_domain: str, sender_id: str) -> None:
         """LetterError for templates that do not compile and addresses that cannot be written."""
         self._subject = MergeTemplate("subject", source.subject)
-        self._html = MergeTemplate("HTML", source.html, html=True, after=_END)
-        self._text = MergeTemplate("text", source.text, after=_BEFORE_HTML)
+        self._html = MergeTemplate("HTML", source.html, html=True)
+        self._text = MergeTemplate("text", source.text)
         self.from_email = source.from_email
         self._list_id_domain = list_id_domain
         self._sender_id = sender_id
@@ -128,7 +128,7 @@ class Letter:
                 )
             ).encode("ascii")
             text, html = self._text.segments(values, plain), self._html.segments(values, plain)
-            return [head, *text, *html]
+            return [head, *text, _BEFORE_HTML, *html, _END]
         except LetterError:
             raise
         except ValueError as error:

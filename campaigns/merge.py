@@ -80,9 +80,8 @@ def url_filter(value: object) -> str:
 class MergeTemplate:
     """One part of a letter, compiled. ``part`` names it in errors: subject, HTML, text."""
 
-    def __init__(self, part: str, source: str, *, html: bool = False, after: bytes = b"") -> None:
-        """``after``: stands behind the part, and belongs to its segments. LetterError for what does
-        not compile, is too large, or uses a tag that is not ours."""
+    def __init__(self, part: str, source: str, *, html: bool = False) -> None:
+        """LetterError for what does not compile, is too large, or uses a tag that is not ours."""
         octets = source.encode("utf-8", "replace")  # half a character is not compiled
         if len(octets) > LARGEST_TEMPLATE:
             raise LetterError(f"{part}: larger than {LARGEST_TEMPLATE // 1024} KB")
@@ -96,13 +95,10 @@ class MergeTemplate:
         _refuse_foreign_tags(part, pieces)
         self.is_static = not any(piece.is_tag for piece in pieces)
         finalizer = _encoded_html_value if html else _encoded_value
-        self._after = after
-        self._form = _form(pieces, self.unknown_names(set()), finalizer, after)
+        self._form = _form(pieces, self.unknown_names(set()), finalizer)
         # A superset of what it looks up, so that nothing is missing when a name is also assigned;
         # of a form just that, for each letter looks for a value of each.
-        self.identifiers = identifiers(pieces)
-        if self._form is not None:
-            self.identifiers = {name for _place, name in self._form.blanks}
+        self.identifiers = self._form.names if self._form is not None else identifiers(pieces)
         self._encoded: Environment | None = None
         if self._form is None and _is_flat(pieces):
             # No auto-escaping: the finalizer escapes before it encodes.
@@ -118,18 +114,18 @@ class MergeTemplate:
         return self._render(self._text, values)
 
     def render_encoded(self, values: Mapping[str, str]) -> str:
-        """The same in quoted-printable, as one segment; with what stands behind it."""
+        """The same in quoted-printable, as one segment."""
         return b"".join(self.segments(values, {})).decode("ascii")
 
     def segments(self, values: Mapping[str, str], plain: Mapping[str, bytes]) -> list[bytes]:
-        """The same as segments to be joined, and what stands behind them. ``plain``: of the values,
-        those that ``plain_segment`` knows how to write."""
+        """The same as segments to be joined. ``plain``: of the values, those that ``plain_segment``
+        knows how to write."""
         if self._form is not None:
             segments, most = self._form.filled(values, plain)
             if most > LARGEST_OUTPUT:
-                self._measure(sum(map(len, segments)) - len(self._after))
+                self._measure(sum(map(len, segments)))
             return segments
-        return [self._rendered_segment(values).encode("ascii"), self._after]
+        return [self._rendered_segment(values).encode("ascii")]
 
     def _rendered_segment(self, values: Mapping[str, str]) -> str:
         if self._encoded is None:
@@ -248,6 +244,11 @@ class _Form:
     finalizer: Finalizer
     octets: int
 
+    @property
+    def names(self) -> set[str]:
+        """Those of its blanks."""
+        return {name for _place, name in self.blanks}
+
     def filled(
         self, values: Mapping[str, str], plain: Mapping[str, bytes]
     ) -> tuple[list[bytes], int]:
@@ -264,11 +265,8 @@ class _Form:
         return pieces, most
 
 
-def _form(
-    pieces: list[Piece], looked_up: set[str], finalizer: Finalizer, after: bytes
-) -> _Form | None:
-    """The template as a form, with ``after`` behind it; None when there is more to it than text
-    and fields.
+def _form(pieces: list[Piece], looked_up: set[str], finalizer: Finalizer) -> _Form | None:
+    """The template as a form; None when there is more to it than text and fields.
 
     ``looked_up``: the names that minijinja finds in it, for it alone knows which words are names
     and which are ``true``, ``none`` or a number.
@@ -289,11 +287,6 @@ def _form(
                 return None
     segments = [segment.encode("ascii") for segment in written]
     most = sum(map(len, segments)) + _LONGEST_PLAIN_SEGMENT * len(blanks)
-    # Not a segment more than need be: each costs the system call as much as some hundred octets.
-    if pieces and pieces[-1].kind is not PieceKind.EXPRESSION:
-        segments[-1] += after
-    else:
-        segments.append(after)
     return _Form(segments, blanks, finalizer, most)
 
 
