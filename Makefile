@@ -1,7 +1,16 @@
 # Two commands do it all on a fresh machine: `make demo` and `make test`.
 # They need Python 3.11 or newer and make; everything else they install into .venv.
 
-PYTHON ?= python3
+# The first python3 of the PATH; but where that one was built without profile-guided optimisation
+# (pyenv's, unless told), the distribution's, if it has one of the same version and all of it: it
+# needs a sixth less processor time for each letter (docs/performance.md).
+PYTHON ?= $(shell \
+	own=$$(python3 -c '$(HOW_BUILT)'); theirs=$$(/usr/bin/python3 -c '$(SLOW_TWIN)' 2>&1); \
+	case "$$own" in ("$$theirs") echo /usr/bin/python3;; (*) echo python3;; esac)
+HOW_BUILT := import sys, sysconfig; print(sys.version_info[:2], \
+	"--enable-optimizations" in str(sysconfig.get_config_var("CONFIG_ARGS")))
+# What one of the same version says that is slower; an error where parts of it are not installed.
+SLOW_TWIN := import ensurepip, sqlite3, ssl, sys, venv; print(sys.version_info[:2], False)
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
@@ -69,7 +78,7 @@ screenshots: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Pennypost needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || { echo "Making $(VENV) with $(PYTHON) ..."; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing the pinned packages into $(VENV) ..."
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $(READY)
