@@ -75,7 +75,7 @@ Due = Sequence[Any]
 _LETTER_OF = itemgetter(slice(len(Claimed._fields)))
 _IS_WANTED = len(Claimed._fields) + 1
 # What tells letters apart for the totals: campaign, test letter or not, state.
-_COUNTED_BY = itemgetter(1, 5, len(Claimed._fields))
+_KIND_OF_DUE = itemgetter(1, 5, len(Claimed._fields))
 
 
 def open_campaigns(names: Sequence[str]) -> list[int]:
@@ -267,7 +267,7 @@ def _move_waiting(
             f" AND status IN ('{_S.QUEUED.value}', '{_S.DEFERRED.value}')",
             values,
         )
-    for (campaign_id, is_test, status), count in Counter(map(_COUNTED_BY, rows)).items():
+    for (campaign_id, is_test, status), count in Counter(map(_KIND_OF_DUE, rows)).items():
         tally.add(campaign_id, is_test, status, target, count)
 
 

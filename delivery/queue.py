@@ -40,7 +40,7 @@ from delivery.states import WAITING, DeliveryStatus
 from delivery.tally import COMMON_SHARD, Tally
 
 _S = DeliveryStatus
-_COUNTED_BY = attrgetter("campaign_id", "is_test")
+_KIND_OF_CLAIMED = attrgetter("campaign_id", "is_test")
 
 
 # ------------------------------------------------------------------------------ a worker's moves
@@ -184,7 +184,7 @@ def _exchange_whole(usual: Exchange) -> bool:
 
 def _by_campaign(letters: Iterable[Claimed]) -> Counter[int]:
     """How many there are of each; test letters are not counted."""
-    kinds = Counter(map(_COUNTED_BY, letters))
+    kinds = Counter(map(_KIND_OF_CLAIMED, letters))
     return Counter({campaign_id: n for (campaign_id, is_test), n in kinds.items() if not is_test})
 
 

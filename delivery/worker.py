@@ -159,7 +159,11 @@ class Worker:
         self.is_silent = False
         self.kept_back: list[int] = []
         # So many letters are exchanged together, or more.
-        self.worth_a_commit = self._wave(is_claiming=False)
+        half, quarter = (-(-settings.send_batch_size // part) for part in (2, 4))
+        self.wave = self.worth_a_commit = half
+        # Beside a claim a commit may take more than twice as long: the half that is on the wire
+        # would be answered before it is written.
+        self.wave_beside_a_claim = min(half, max(quarter, ENOUGH_BESIDE_A_CLAIM))
         # Noted letters that may leave, and runners that wait for one.
         self.departures: deque[Turn] = deque()
         self.idle: deque[asyncio.Future[None]] = deque()
@@ -335,7 +339,7 @@ class Worker:
                 if ahead is None and more_is_due and len(self.ready) < enough:
                     ahead = asyncio.create_task(self.batches.next(claims))
                     ahead.add_done_callback(lambda _batch: self.progress.set())
-                self.worth_a_commit = self._wave(is_claiming=ahead is not None)
+                self.worth_a_commit = self.wave if ahead is None else self.wave_beside_a_claim
                 if self._is_worth_a_commit() or (waited_long and self._answered()):
                     await self._write(bridge)
                     waited_long = False
@@ -392,13 +396,6 @@ class Worker:
     def _on_wire(self) -> int:
         """How many letters may have left and have no answer."""
         return len(self.noted) - self._answered()
-
-    def _wave(self, *, is_claiming: bool) -> int:
-        """How many letters are worth a commit: half of what may be SENDING; down to a quarter
-        beside a claim. There a commit may take more than twice as long, and the half that is on
-        the wire would be answered before it is written."""
-        half, quarter = (-(-self.settings.send_batch_size // part) for part in (2, 4))
-        return min(half, max(quarter, ENOUGH_BESIDE_A_CLAIM)) if is_claiming else half
 
     def _is_worth_a_commit(self) -> bool:
         """When the wire has nothing to do, or there are letters enough to be exchanged."""
