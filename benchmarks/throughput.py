@@ -262,7 +262,8 @@ def wait_until_sent(campaign_id: int) -> None:
             return
         if time.monotonic() > give_up:
             sys.exit(f"gave up: {totals}")
-        time.sleep(0.02)
+        # Often when the end is near: the clock stops with what this sees.
+        time.sleep(0.002 if totals["sent"] > 0.9 * totals["eligible"] else 0.02)
 
 
 def recorded(campaign_id: int) -> int:
