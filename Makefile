@@ -5,8 +5,10 @@
 # (pyenv's, unless told), the distribution's, if it has one of the same version and all of it: it
 # needs a sixth less processor time for each letter (docs/performance.md).
 PYTHON ?= $(shell \
-	own=$$(python3 -c '$(HOW_BUILT)'); theirs=$$(/usr/bin/python3 -c '$(SLOW_TWIN)' 2>&1); \
-	case "$$own" in ("$$theirs") echo /usr/bin/python3;; (*) echo python3;; esac)
+	own=$$(python3 -c '$(HOW_BUILT)' 2>/dev/null); \
+	theirs=$$($(DISTRIBUTIONS) -c '$(SLOW_TWIN)' 2>/dev/null || echo none); \
+	test "$$own" = "$$theirs" && echo $(DISTRIBUTIONS) || echo python3)
+DISTRIBUTIONS := /usr/bin/python3
 HOW_BUILT := import sys, sysconfig; print(sys.version_info[:2], \
 	"--enable-optimizations" in str(sysconfig.get_config_var("CONFIG_ARGS")))
 # What one of the same version says that is slower; an error where parts of it are not installed.
