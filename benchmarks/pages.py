@@ -334,16 +334,16 @@ def run(stack: ExitStack, var: Path, options: argparse.Namespace) -> int:
     fill(options.deliveries)
     browser = Browser(port, "admin", "measured")
     meanwhile: list[int] = []
+    enough = options.readers // 2  # for one page's rounds
 
     def sent_meanwhile() -> int:
         return sum(totals["sent"] for totals in CampaignTotals.of(meanwhile).values())
 
     def keep_busy() -> None:
-        """Another campaign where what is left of the others may not last for one page's rounds."""
+        """Another campaign where what is left of the others may not last."""
         if not options.quiet and len(meanwhile) * options.readers - sent_meanwhile() < enough:
             meanwhile.append(new_campaign(f"Sent meanwhile, {len(meanwhile) + 1}").pk)
 
-    enough = options.readers // 2
     keep_busy()
     if meanwhile:
         wait(lambda: sent_meanwhile() > 0, look, limit=120)

@@ -160,10 +160,10 @@ class Worker:
         self.kept_back: list[int] = []
         # So many letters are exchanged together, or more.
         half, quarter = (-(-settings.send_batch_size // part) for part in (2, 4))
-        self.wave = self.worth_a_commit = half
+        self.wave_size = self.worth_a_commit = half
         # Beside a claim a commit may take more than twice as long: the half that is on the wire
         # would be answered before it is written.
-        self.wave_beside_a_claim = min(half, max(quarter, ENOUGH_BESIDE_A_CLAIM))
+        self.smaller_wave_size = min(half, max(quarter, ENOUGH_BESIDE_A_CLAIM))
         # Noted letters that may leave, and runners that wait for one.
         self.departures: deque[Turn] = deque()
         self.idle: deque[asyncio.Future[None]] = deque()
@@ -339,7 +339,7 @@ class Worker:
                 if ahead is None and more_is_due and len(self.ready) < enough:
                     ahead = asyncio.create_task(self.batches.next(claims))
                     ahead.add_done_callback(lambda _batch: self.progress.set())
-                self.worth_a_commit = self.wave if ahead is None else self.wave_beside_a_claim
+                self.worth_a_commit = self.wave_size if ahead is None else self.smaller_wave_size
                 if self._is_worth_a_commit() or (waited_long and self._answered()):
                     await self._write(bridge)
                     waited_long = False
