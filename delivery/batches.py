@@ -24,6 +24,7 @@ from delivery.outcomes import Rejected
 from delivery.place import Place
 from delivery.rates import Limit
 from delivery.session import Session
+from delivery.sqlite_session import SQLiteSession
 
 # So many letters are composed at a time, or as many as have so many octets.
 COMPOSED_TOGETHER = 20
@@ -134,7 +135,7 @@ class Batches:
                 return batch
         return await bridge.call(self.claim)
 
-    async def _usual(self, bridge: Bridge, session: Session) -> Batch | None:
+    async def _usual(self, bridge: Bridge, session: Session | SQLiteSession) -> Batch | None:
         """The next claim of a provider without limits and without trouble; None where there is
         trouble."""
         now = self._clock()

@@ -3,7 +3,8 @@ run where they are asked for: the database is in this process, so there is nothi
 the disk, and a thread that competes with a busy event loop for the interpreter takes six times as
 long as the unit itself.
 
-Beside it a session (delivery/session.py) for what a worker does all the time. The ORM's ``a...``
+Beside it a session (delivery/session.py, for SQLite delivery/sqlite_session.py) for what a worker
+does all the time. The ORM's ``a...``
 methods are not used: they cannot be transactional in Django 5.2 and cost some thirty times as much
 per row as a set-based unit in a thread.
 """
@@ -22,6 +23,7 @@ from django.db import connection, connections
 
 from delivery.session import Session
 from delivery.sql import keeps_statements
+from delivery.sqlite_session import SQLiteSession
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,8 +33,8 @@ class Bridge:
     """One thread with one database connection, or for SQLite none: its units run in the event loop,
     on its thread's connection. Units run one after the other, in order.
 
-    ``session``: for prepared statements without the thread; None where nothing can be prepared. It
-    is a connection of its own, and knows nothing of the units' order.
+    ``session``: for prepared statements and SQLite's procedures without the thread; None where
+    nothing can be prepared. It is a connection of its own, and knows nothing of the units' order.
     """
 
     def __init__(self, thread: ThreadPoolExecutor | None = None) -> None:
@@ -41,7 +43,7 @@ class Bridge:
         if thread is None and connection.vendor != "sqlite":
             thread = ThreadPoolExecutor(1, thread_name_prefix="database")
         self._thread = thread
-        self.session = Session() if keeps_statements() else None
+        self.session = _session()
 
     def beside(self) -> AbstractAsyncContextManager[Bridge]:
         """For what shall not wait for this one's units and statements: another session, or where
@@ -91,6 +93,12 @@ class Bridge:
         finally:
             # Also where we are cancelled while we wait: no connection outlives its thread.
             self._thread.shutdown()
+
+
+def _session() -> Session | SQLiteSession | None:
+    if connection.vendor == "sqlite":
+        return SQLiteSession() if SQLiteSession.is_possible() else None
+    return Session() if keeps_statements() else None
 
 
 @contextlib.contextmanager

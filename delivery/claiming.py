@@ -90,9 +90,9 @@ def open_campaigns(names: Sequence[str]) -> list[int]:
 def opening(alias: str, names: Sequence[str], now: datetime, pages: int) -> Steps[Opening | None]:
     """What ``usual_claim`` needs to know; None where the usual claim will not do: the provider is
     unknown, closed or has failed, or holds a group. ``pages``: of so many for each campaign the
-    letters are counted. PostgreSQL only."""
+    letters are counted. For a session, or for run_prepared."""
     parameters = {"alias": alias, "names": json.dumps(list(names)), "now": now, "pages": pages}
-    answer = yield Statement(statements.OPENING, parameters)
+    answer = yield Statement(statements.OPENING, parameters, "opening")
     if answer is None:
         return None
     groups_held, campaigns = answer
@@ -154,8 +154,8 @@ def usual_claim(
     names: Sequence[str],
 ) -> Steps[list[Claimed]]:
     """The usual claim: a statement and a commit for each campaign and page of its queue, until
-    there are enough. Each is whole by itself. PostgreSQL only, and where no group is held.
-    ``turns``: of in_turn."""
+    there are enough. Each is whole by itself. For a session, or for run_prepared, and where no
+    group is held. ``turns``: of in_turn."""
     claims: list[Claimed] = []
     nobodys: list[tuple[int | None, int]] = [(None, 1)]
     for campaign_id, left in turns or nobodys:
@@ -171,9 +171,9 @@ def usual_claim(
                 "provider": lease.provider,
                 "shard": SHARDS_OF_CLAIMS + lease.slot,
             }
-            answer = yield Statement(statements.CLAIM, parameters)
+            answer = yield Statement(statements.CLAIM, parameters, "claim")
             assert answer is not None
-            letters, has_more = json.loads(answer[0]), answer[1]
+            letters, has_more = answer
             claims += map(_AS_CLAIMED, letters)
             share -= len(letters)
     return claims

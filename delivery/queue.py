@@ -10,10 +10,8 @@ run on PostgreSQL and SQLite.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 from django.db import connection, transaction
@@ -34,13 +32,11 @@ from delivery.sql import (
     in_order_of_an_index,
     keeps_statements,
     run_prepared,
-    sqlite_transaction,
 )
 from delivery.states import WAITING, DeliveryStatus
 from delivery.tally import COMMON_SHARD, Tally
 
 _S = DeliveryStatus
-_KIND_OF_CLAIMED = attrgetter("campaign_id", "is_test")
 
 
 # ------------------------------------------------------------------------------ a worker's moves
@@ -98,8 +94,8 @@ class Exchange(NamedTuple):
     def parameters(self) -> dict[str, Any]:
         return {
             "outcomes": json.dumps({key: values for key, *values in _outcomes(self.accepted)}),
-            "sent": _as_array(_ids_of(self.accepted)),
-            "wave": _as_array(self.ids),
+            "sent": _ids_of(self.accepted),
+            "wave": self.ids,
             "now": self.now,
             "key": self.lease.claim_key,
             "provider": self.lease.provider,
@@ -116,24 +112,23 @@ class Exchanged(NamedTuple):
 
 
 def exchange(usual: Exchange) -> list[int] | None:
-    """The ids of the letters that may leave; None where nothing was written, for not all letters
-    were found as they should be: then ``record_and_hand_over`` does it. Never in a transaction of
-    the caller's."""
+    """The ids of the letters that may leave; None where nothing was written: then
+    ``record_and_hand_over`` does it. Never in a transaction of the caller's. In SQLite only a
+    session can (delivery/sqlite_session.py)."""
     if connection.vendor != "postgresql":
-        return usual.ids if _exchange_whole(usual) else None
-    keeps = keeps_statements()
-    exchanged = run_prepared(exchanging(usual)) if keeps else _exchange(usual)
+        return None
+    exchanged = run_prepared(exchanging(usual)) if keeps_statements() else _exchange(usual)
+    assert exchanged is not None
     if not is_whole(usual, exchanged):
         make_up(usual, exchanged)
     return exchanged.moved
 
 
-def exchanging(usual: Exchange) -> Steps[Exchanged]:
+def exchanging(usual: Exchange) -> Steps[Exchanged | None]:
     """The same as one prepared statement; ``make_up`` looks after letters that it did not find.
-    PostgreSQL only."""
-    answer = yield Statement(statements.EXCHANGE_PREPARED, usual.parameters)
-    assert answer is not None
-    return Exchanged(*answer)
+    None from SQLite where nothing was written, for not all were found as they should be."""
+    answer = yield Statement(statements.EXCHANGE_PREPARED, usual.parameters, "exchange")
+    return None if answer is None else Exchanged(*answer)
 
 
 def _exchange(usual: Exchange) -> Exchanged:
@@ -142,50 +137,6 @@ def _exchange(usual: Exchange) -> Exchanged:
     with connection.cursor() as cursor:
         cursor.execute(statements.EXCHANGE.format(sent=sent, wave=wave), usual.parameters)
         return Exchanged(*cursor.fetchone())
-
-
-class _NotWholeError(Exception):
-    """An exchange did not find all its letters: nothing of it may stay."""
-
-
-def _exchange_whole(usual: Exchange) -> bool:
-    """The same in SQLite, whole or not at all; whether it was done."""
-    lease, accepted, wave, now, groups_held = usual
-    moment = as_parameter(now)
-    try:
-        with sqlite_transaction() as cursor:
-            if accepted:
-                outcomes = [
-                    (attempts, code, text, moment, delivery_id, lease.claim_key)
-                    for delivery_id, attempts, code, text in _outcomes(accepted)
-                ]
-                cursor.executemany(statements.SQLITE_SENT, outcomes)
-                if cursor.rowcount < len(accepted):
-                    raise _NotWholeError
-            if wave:
-                may_leave = [lease.provider, moment, groups_held]
-                cursor.execute(
-                    statements.SQLITE_NOTED,
-                    [moment, lease.provider, json.dumps(usual.ids), lease.claim_key, *may_leave],
-                )
-                if cursor.rowcount < len(wave):
-                    raise _NotWholeError
-            sent = _by_campaign(claimed for claimed, _outcome in accepted)
-            noted = _by_campaign(wave)
-            counts = [
-                (campaign_id, sent[campaign_id], noted[campaign_id], lease.slot + 1)
-                for campaign_id in sorted({*sent, *noted})
-            ]
-            cursor.executemany(statements.SQLITE_COUNTED, counts)
-    except _NotWholeError:
-        return False
-    return True
-
-
-def _by_campaign(letters: Iterable[Claimed]) -> Counter[int]:
-    """How many there are of each; test letters are not counted."""
-    kinds = Counter(map(_KIND_OF_CLAIMED, letters))
-    return Counter({campaign_id: n for (campaign_id, is_test), n in kinds.items() if not is_test})
 
 
 def is_whole(usual: Exchange, exchanged: Exchanged) -> bool:
@@ -616,10 +567,6 @@ def _outcomes(sent: Sequence[Answered]) -> Iterator[tuple[int, int, int | None, 
 
 def _as_json(sent: Sequence[Answered]) -> str:
     return json.dumps(list(_outcomes(sent)))
-
-
-def _as_array(ids: Iterable[int]) -> str:
-    return "{" + ",".join(map(str, ids)) + "}"
 
 
 def _ids_of(letters: Iterable[Answered | Settled]) -> list[int]:

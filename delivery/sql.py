@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import sqlite3
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
@@ -19,17 +18,34 @@ T = TypeVar("T")
 
 
 class Statement(NamedTuple):
-    """A statement and its parameters by name, to be prepared; it answers with one row."""
+    """A statement and its parameters by name, to be prepared; it answers with one row.
+
+    ``procedure``: what does the same in SQLite (delivery/sqlite_server.py).
+    """
 
     sql: str
     parameters: Mapping[str, Any]
+    procedure: str = ""
 
     @property
     def numbered(self) -> tuple[str, list[Any]]:
         """As PostgreSQL itself takes it, for psycopg's raw cursors: what looks for names in each
         statement anew takes an eighth of the time that a wave of no letter takes the worker."""
         text, names = _numbered(self.sql)
-        return text, [self.parameters[name] for name in names]
+        values = [self.parameters[name] for name in names]
+        return text, [_as_array(value) if type(value) is list else value for value in values]
+
+    @property
+    def portable(self) -> dict[str, Any]:
+        """The parameters without moments, as SQLite takes them and processes can exchange them."""
+        return {
+            name: as_parameter(value) if isinstance(value, datetime) else value
+            for name, value in self.parameters.items()
+        }
+
+
+def _as_array(ids: Sequence[int]) -> str:
+    return "{" + ",".join(map(str, ids)) + "}"
 
 
 _NAME_OR_PERCENT = re.compile(r"%(?:\((\w+)\)s|%)")
@@ -126,26 +142,6 @@ def run_prepared(steps: Steps[T]) -> T:
                     result: T = end.value
                     return result
                 answer = cursor.execute(*statement.numbered, prepare=True).fetchone()
-
-
-@contextlib.contextmanager
-def sqlite_transaction() -> Iterator[sqlite3.Cursor]:
-    """A transaction by SQLite's own cursor, for statements that run all the time: what Django does
-    around each takes as long as some of them. Placeholders are question marks.
-
-    Django's errors; whatever leaves the block rolls back. Never in a transaction of the caller's.
-    """
-    connection.ensure_connection()
-    raw: sqlite3.Connection = connection.connection
-    with connection.wrap_database_errors, contextlib.closing(raw.cursor()) as cursor:
-        # At once, as Django is told to: a transaction that has read before it writes may fail.
-        cursor.execute("BEGIN IMMEDIATE")
-        try:
-            yield cursor
-            cursor.execute("COMMIT")
-        except BaseException:
-            raw.rollback()  # nothing where SQLite has done so itself
-            raise
 
 
 def as_moment(value: datetime) -> datetime:

@@ -62,18 +62,19 @@ _ARE_OPEN = f"c.status = '{CampaignStatus.SENDING.value}' AND c.provider IN ({{n
 OPEN_CAMPAIGNS = f"SELECT c.id FROM {_CAMPAIGNS} c WHERE {_ARE_OPEN} ORDER BY c.id"
 # All at once, of a provider about which a claim needs to know nothing more. With each campaign how
 # many letters stand in the first pages of its queue.
-OPENING = f"""
+_OPENING = f"""
     SELECT p.groups_held, (
-               SELECT json_agg(json_build_array(c.id, c.priority, (
+               SELECT {{list_of}}({{list}}(c.id, c.priority, (
                           SELECT COALESCE(SUM(last_id - next_id + 1), 0) FROM (
                               SELECT last_id, next_id FROM {_PAGES} q WHERE q.campaign_id = c.id
                                ORDER BY q.campaign_id, q.id LIMIT %(pages)s) AS pages)))
-                 FROM {_CAMPAIGNS} c WHERE {_ARE_OPEN.format(names=_NAMES)})
+                 FROM {_CAMPAIGNS} c WHERE {_ARE_OPEN})
       FROM {ProviderState._meta.db_table} p
      WHERE p.alias = %(alias)s AND NOT p.stopped AND p.failures = 0
        AND (p.paused_until IS NULL OR p.paused_until <= %(now)s)
        AND (p.groups_held_until IS NULL OR p.groups_held_until <= %(now)s)
 """
+OPENING = _OPENING.format(list_of="json_agg", list="json_build_array", names=_NAMES)
 
 # Of the queue (delivery/queue_pages.py).
 FIRST_PAGE = (
@@ -147,8 +148,9 @@ _LETTER = (
     "id, campaign_id, edition_id, subscriber_id, rcpt_to, is_test, attempts, queued_at, name,"
     " language, {attributes}, list_name, list_label"
 )
+_AS_LIST = "COALESCE(json_agg(json_build_array({columns})), '[]')"
 _AS_JSON = {
-    "postgresql": "SELECT CAST(COALESCE(json_agg(json_build_array({columns})), '[]') AS text)",
+    "postgresql": f"SELECT CAST({_AS_LIST} AS text)",
     "sqlite": "SELECT json_group_array(json_array({columns}))",
 }
 _ATTRIBUTES = {"postgresql": "attributes", "sqlite": "json(attributes)"}
@@ -271,7 +273,7 @@ CLAIM = f"""
                COUNT(*) FILTER (WHERE status = '{_S.QUEUED.value}') AS were_queued
           FROM due WHERE NOT is_test GROUP BY campaign_id
     ), counted AS ({_CLAIMED})
-    {_AS_JSON["postgresql"].format(columns=_LETTER.format(attributes="attributes"))},
+    SELECT {_AS_LIST.format(columns=_LETTER.format(attributes="attributes"))},
            COALESCE((SELECT has_room FROM taken), FALSE)
                AND NOT EXISTS (SELECT 1 FROM passed_over)
       FROM due WHERE is_wanted
@@ -348,21 +350,88 @@ EXCHANGE_PREPARED = EXCHANGE.format(
     wave="id = ANY(CAST(%(wave)s AS bigint[]))",
 )
 
-# The same in SQLite (``sqlite_transaction`` in delivery/sql.py). Their text is always the same, so
-# the driver has them compiled already (that took longer than moving the rows), and they return no
-# rows. The first is run for each letter: there is no way to a server between them.
-SQLITE_SENT = f"""
-    UPDATE {_DELIVERIES} SET {_SENT.format(attempts="?", code="?", reply="?", now="?")}
-     WHERE id = ? AND claim_key = ? AND status = '{_S.SENDING.value}'
-"""
-SQLITE_NOTED = f"""
-    UPDATE {_DELIVERIES}
-       SET {MOVED_TO[_S.SENDING]}, handed_over_at = ?, provider = ?
-     WHERE id IN (SELECT value FROM json_each(?))
-       AND status = '{_S.CLAIMED.value}' AND claim_key = ?
-       AND {MAY_LEAVE.format(provider="?", now="?", groups_held="?")}
-"""
-# For each campaign: how many were sent, how many noted, and the shard.
-SQLITE_COUNTED = (
-    f"WITH moves (campaign_id, sent, noted) AS (VALUES (?, ?, ?)) {_EXCHANGED % {'shard': '?'}}"
-)
+# ------------------------------------------------------------------------------ in SQLite
+
+
+class _ByColon(dict[str, str]):
+    """Makes SQLite's parameters, :now, of PostgreSQL's, %(now)s."""
+
+    def __missing__(self, name: str) -> str:
+        return f":{name}"
+
+
+_NAMES_IN_SQLITE = "SELECT value FROM json_each(:names)"
+_OF_ITS_LISTS_IN_SQLITE = f"IN ({_LISTS.format(campaign=':campaign')})"
+_AMONG = "id IN (SELECT value FROM json_each({ids}))"
+_THESE = _AMONG.format(ids=":ids")
+# The same moves in SQLite, which has no statement that writes several tables: each is a procedure
+# of delivery/sqlite_server.py, made of these. Their text is always the same, so that the driver has
+# them compiled already: that took longer than moving the rows.
+SQLITE = {
+    name: statement % _ByColon()
+    for name, statement in {
+        "opening": _OPENING.format(
+            list_of="json_group_array", list="json_array", names=_NAMES_IN_SQLITE
+        ),
+        # Of a claim.
+        "first_page": _FIRST_PAGE.format(and_if="").removesuffix(" FOR UPDATE"),
+        "tests": (_DUE + _DUE_BY).format(
+            of_lists=_OF_NO_LIST,
+            which=_OF_TESTS.format(names=_NAMES_IN_SQLITE),
+            now=":now",
+            limit=":room",
+        ),
+        "singles": (_DUE + _DUE_BY).format(
+            of_lists=_OF_ITS_LISTS_IN_SQLITE,
+            which=_ALONE.format(campaign=":campaign"),
+            now=":due_by",
+            limit=":room",
+        ),
+        "of_page": (_DUE + _BY_ID).format(
+            of_lists=_OF_ITS_LISTS_IN_SQLITE,
+            which=_OF_A_PAGE.format(first=":next_id", last=":last_id", campaign=":campaign"),
+            limit=":room",
+        ),
+        "turn_page": TURN_PAGE % (":next_id", ":page"),
+        "forget_page": FORGET_PAGE % ":page",
+        "claimed": (
+            f"UPDATE {_DELIVERIES} SET {MOVED_TO[_S.CLAIMED]}, claim_key = :key"
+            f" WHERE {_THESE} AND {_IS_WAITING}"
+        ),
+        "unwanted": (
+            f"UPDATE {_DELIVERIES} SET {MOVED_TO[_S.SUPPRESSED]}, settled_at = :now, reply = ''"
+            f" WHERE {_THESE} AND {_IS_WAITING}"
+        ),
+        "forget_claims": FORGET["sqlite"] % ":key",
+        "note_claim": (
+            f"INSERT INTO {_CLAIMS} (claim_key, provider, delivery_ids)"
+            " VALUES (:key, :provider, :ids)"
+        ),
+        "count_claimed": (
+            "WITH moves (campaign_id, due, wanted, were_queued)"
+            f" AS (VALUES (:campaign, :due, :wanted, :were_queued)) {_CLAIMED}"
+        ),
+        # Of an exchange. The first runs for each letter: there is no way to a server between them.
+        "sent": (
+            f"UPDATE {_DELIVERIES}"
+            f" SET {_SENT.format(attempts='?', code='?', reply='?', now='?')}"
+            f" WHERE id = ? AND claim_key = ? AND status = '{_S.SENDING.value}'"
+        ),
+        "noted": (
+            f"UPDATE {_DELIVERIES}"
+            f" SET {MOVED_TO[_S.SENDING]}, handed_over_at = :now, provider = :provider"
+            f" WHERE {_THESE} AND status = '{_S.CLAIMED.value}' AND claim_key = :key"
+            f" AND {MAY_LEAVE.format(provider=':provider', now=':now', groups_held=':groups_held')}"
+        ),
+        "count_exchanged": f"""
+            WITH moves AS (
+                SELECT campaign_id, SUM(was_sent) AS sent, SUM(was_noted) AS noted FROM (
+                    SELECT campaign_id, 1 AS was_sent, 0 AS was_noted FROM {_DELIVERIES}
+                     WHERE {_AMONG.format(ids=":sent")} AND NOT is_test
+                    UNION ALL SELECT campaign_id, 0, 1 FROM {_DELIVERIES}
+                     WHERE {_AMONG.format(ids=":wave")} AND NOT is_test) AS each
+                 GROUP BY campaign_id ORDER BY campaign_id
+            ) {_EXCHANGED}
+        """,
+    }.items()
+}

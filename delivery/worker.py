@@ -196,6 +196,7 @@ class Worker:
         # The second so that commits do not wait for the next claim.
         async with Bridge() as bridge, bridge.beside() as claims:
             opening = asyncio.gather(bridge.open(), claims.open())
+            await asyncio.sleep(0)  # they are on their way, also while SQLite blocks the loop
             try:
                 is_free = await bridge.call(self._take_place)
             finally:
@@ -493,10 +494,12 @@ class Worker:
         return set(moved)
 
     async def _exchange(self, bridge: Bridge, usual: Exchange) -> list[int] | None:
-        """Without the thread where statements can be prepared; None where nothing was written."""
+        """In the session, where there is one; None where nothing was written."""
         if bridge.session is None:
             return await bridge.call(queue.exchange, usual)
         exchanged = await bridge.session.run(queue.exchanging(usual))
+        if exchanged is None:
+            return None
         if not queue.is_whole(usual, exchanged):
             await bridge.call(queue.make_up, usual, exchanged)
         return exchanged.moved

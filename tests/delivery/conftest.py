@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,12 +17,14 @@ from campaigns.addresses import address_key
 from campaigns.editions import freeze
 from campaigns.models import Campaign, CampaignTotals, MailingList, Subscriber, Subscription
 from delivery import claiming, coordinator, leases, queue
+from delivery.bridge import Bridge
 from delivery.conf import delivery_settings
 from delivery.leases import Lease
 from delivery.models import Delivery
 from delivery.providers.memory import MemoryProvider
 from delivery.session import Session
 from delivery.sql import Statement, Steps
+from delivery.sqlite_session import SQLiteSession
 from delivery.worker import Slice, Worker
 
 T = TypeVar("T")
@@ -196,7 +198,6 @@ def interfere(
         "commit": (queue, ("record_and_hand_over", "exchange"), "exchanging"),
         "claim": (claiming, ("claim",), "usual_claim"),
     }[move]
-    real_run = Session.run
 
     def around(real_unit):
         def unit(*arguments):
@@ -207,17 +208,21 @@ def interfere(
 
         return unit
 
-    async def run(self, steps):
-        if steps.__name__ != in_session:
-            return await real_run(self, steps)
-        before()
-        result = await real_run(self, steps)
-        after()
-        return result
+    def session_around(real_run):
+        async def run(self, steps):
+            if steps.__name__ != in_session:
+                return await real_run(self, steps)
+            before()
+            result = await real_run(self, steps)
+            after()
+            return result
+
+        return run
 
     for name in in_thread:
         monkeypatch.setattr(module, name, around(getattr(module, name)))
-    monkeypatch.setattr(Session, "run", run)
+    for session in (Session, SQLiteSession):
+        monkeypatch.setattr(session, "run", session_around(session.run))
 
 
 def run_slice(clock: Callable[[], datetime], provider=None, alias: str = "default") -> Slice:
@@ -248,11 +253,41 @@ def pooled(db, monkeypatch) -> None:
     connection.close()
 
 
-@pytest.fixture(params=["prepared", "pooled"])
-def either_way(request) -> None:
-    """The usual claim, as one prepared statement, and the one behind a pooler."""
-    if request.param == "pooled":
+def in_session(use: Callable[[Session | SQLiteSession], Awaitable[T]]) -> T:
+    """What a session answers, as a worker of this database has it."""
+
+    async def run() -> T:
+        async with Bridge() as bridge:
+            assert bridge.session is not None
+            return await use(bridge.session)
+
+    return asyncio.run(run())
+
+
+def exchange(usual: queue.Exchange) -> list[int] | None:
+    """As ``queue.exchange``; on SQLite only a session can."""
+    if connection.vendor == "postgresql":
+        return queue.exchange(usual)
+    exchanged = in_session(lambda session: session.run(queue.exchanging(usual)))
+    return None if exchanged is None else exchanged.moved
+
+
+def _claim_in_session(
+    lease: Lease, campaign_ids: Sequence[int], wanted: int, now: datetime
+) -> list[claiming.Claimed]:
+    turns = claiming._in_turn(campaign_ids)
+    steps = claiming.usual_claim(lease, turns, wanted, now, [lease.provider])
+    return in_session(lambda session: session.run(steps))
+
+
+@pytest.fixture(params=["usual", "single"])
+def either_way(request, monkeypatch) -> None:
+    """The usual claim, as one prepared statement or as SQLite's procedure, and the one of single
+    statements: behind a pooler, and where something is not usual."""
+    if request.param == "single":
         request.getfixturevalue("pooled")
+    elif connection.vendor == "sqlite":
+        monkeypatch.setattr(claiming, "claim", _claim_in_session)
 
 
 def beside(patience: str, unit: Callable[[], T]) -> T:

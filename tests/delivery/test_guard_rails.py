@@ -211,7 +211,7 @@ def test_the_breaker_trips_again_when_the_trouble_goes_on(mailing_list, clock):
     run_slice(clock)
     campaign.refresh_from_db()
     assert campaign.status == "paused"
-    assert statuses(campaign)["rejected"] == 20
+    assert 20 <= statuses(campaign)["rejected"] < 25, "within one wave of the twentieth"
     assert [alert.resolved_at is None for alert in Alert.objects.all()] == [True, False]
     assert not Suppression.objects.exists()
 

@@ -19,6 +19,7 @@ from delivery.sql import among
 from delivery.states import DeliveryStatus
 from tests.delivery.conftest import (
     coordinate,
+    exchange,
     hand_over,
     make_campaign,
     make_readers,
@@ -355,7 +356,7 @@ def test_an_exchange_that_is_not_whole_writes_what_it_can(
     may_leave = None
     if way != "general":
         answered = [(claimed, outcome) for claimed, outcome, _settlement in accepted]
-        may_leave = queue.exchange(queue.Exchange(lease, answered, wave, clock(), 0))
+        may_leave = exchange(queue.Exchange(lease, answered, wave, clock(), 0))
         # SQLite writes it whole or not at all.
         assert (may_leave is None) == (connection.vendor == "sqlite")
     if may_leave is None:
@@ -380,7 +381,7 @@ def test_an_exchange_counts_each_campaigns_letters_and_no_test_letter(
     assert claims[0].is_test
     for answered, wave in (([], claims[:9]), (claims[:9], claims[9:])):
         accepted = [(one, Accepted(OK)) for one in answered]
-        exchanged = queue.exchange(queue.Exchange(lease, accepted, wave, clock(), 0))
+        exchanged = exchange(queue.Exchange(lease, accepted, wave, clock(), 0))
         assert sorted(exchanged or ()) == sorted(one.id for one in wave)
     for one in (campaign, other):
         rows = Delivery.objects.filter(campaign=one, is_test=False).order_by()

@@ -18,7 +18,7 @@ from delivery.settlement import Settlement
 from delivery.states import IN_HAND, DeliveryStatus
 from tests.delivery.conftest import beside, hand_over, make_campaign, make_unfilled, statuses
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("either_way")]
 
 S = DeliveryStatus
 OK = Reply(Phase.FINAL_DOT, 250, "2.0.0 Ok")
@@ -224,7 +224,7 @@ def test_whatever_happens_each_waiting_letter_is_found_once(mailing_list, lease,
 
 
 @pytest.mark.postgresql
-def test_claims_at_once_read_different_pages(campaign, lease, now, either_way):
+def test_claims_at_once_read_different_pages(campaign, lease, now):
     letters = ids()
     with transaction.atomic():
         queue_pages.first(campaign.pk)
@@ -232,7 +232,7 @@ def test_claims_at_once_read_different_pages(campaign, lease, now, either_way):
 
 
 @pytest.mark.postgresql
-def test_letters_that_somebody_else_holds_get_a_page_of_their_own(campaign, lease, now, either_way):
+def test_letters_that_somebody_else_holds_get_a_page_of_their_own(campaign, lease, now):
     """As when their readers are being deleted. Nobody waits, and nothing is lost."""
     letters = ids()
     with transaction.atomic():
