@@ -4,9 +4,8 @@ the disk, and a thread that competes with a busy event loop for the interpreter 
 long as the unit itself.
 
 Beside it a session (delivery/session.py, for SQLite delivery/sqlite_session.py) for what a worker
-does all the time. The ORM's ``a...``
-methods are not used: they cannot be transactional in Django 5.2 and cost some thirty times as much
-per row as a set-based unit in a thread.
+does all the time. The ORM's ``a...`` methods are not used: they cannot be transactional in Django
+5.2 and cost some thirty times as much per row as a set-based unit in a thread.
 """
 
 from __future__ import annotations

@@ -10,12 +10,12 @@ else in the bridge's thread with Django's ORM.
 from __future__ import annotations
 
 import contextlib
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from django.db import DEFAULT_DB_ALIAS, connections
 from psycopg import AsyncConnection, AsyncRawCursor, Error, sql
 
-from delivery.sql import KEPT_PLANS, Steps
+from delivery.sql import KEPT_PLANS, Row, Statement, Steps, run_by
 
 T = TypeVar("T")
 # What of Django's parameters is about its own, synchronous, connections.
@@ -29,26 +29,22 @@ class Session:
     def __init__(self) -> None:
         # The only one of its connection: a new one for each statement takes a sixth of the time of
         # an exchange of no letter.
-        self._cursor: AsyncRawCursor[tuple[Any, ...]] | None = None
+        self._cursor: AsyncRawCursor[Row] | None = None
 
     async def run(self, steps: Steps[T]) -> T:
         """Runs statements until the last one's answer was made use of. Django's errors, after which
         the connection is another: whether the last statement was committed is unknown then."""
-        answer: tuple[Any, ...] | None = None
         try:
             with connections[DEFAULT_DB_ALIAS].wrap_database_errors:
-                cursor = self._cursor or await self._connect()
-                while True:
-                    try:
-                        statement = steps.send(answer)
-                    except StopIteration as end:
-                        result: T = end.value
-                        return result
-                    await cursor.execute(*statement.numbered, prepare=True)
-                    answer = await cursor.fetchone()
+                return await run_by(self._ask, steps)
         except BaseException:
             await self.close()
             raise
+
+    async def _ask(self, statement: Statement) -> Row | None:
+        cursor = self._cursor or await self._connect()
+        await cursor.execute(*statement.numbered, prepare=True)
+        return await cursor.fetchone()
 
     async def open(self) -> None:
         """Connects, so that the first statement need not wait for it; it will say what is wrong
@@ -56,7 +52,7 @@ class Session:
         with contextlib.suppress(Error):
             await self._connect()
 
-    async def _connect(self) -> AsyncRawCursor[tuple[Any, ...]]:
+    async def _connect(self) -> AsyncRawCursor[Row]:
         django = connections[DEFAULT_DB_ALIAS]
         options = django.get_connection_params()
         for name in _DJANGOS_OWN:

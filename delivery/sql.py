@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from functools import lru_cache
@@ -69,8 +69,21 @@ def _numbered(text: str) -> tuple[str, list[str]]:
 
 # A move made of prepared statements: it asks for one after the other, is sent the row of each, and
 # returns what came of it. Who drives it decides how they are run: ``run_prepared`` here, or the
-# event loop (delivery/session.py).
-Steps = Generator[Statement, tuple[Any, ...] | None, T]
+# event loop (``run_by`` for the sessions).
+Row = tuple[Any, ...]
+Steps = Generator[Statement, Row | None, T]
+
+
+async def run_by(ask: Callable[[Statement], Awaitable[Row | None]], steps: Steps[T]) -> T:
+    """Runs statements by one who answers each, until the last one's answer was made use of."""
+    answer: Row | None = None
+    while True:
+        try:
+            statement = steps.send(answer)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        answer = await ask(statement)
 
 
 def among(column: str, ids: Sequence[int]) -> str:
@@ -129,7 +142,7 @@ def run_prepared(steps: Steps[T]) -> T:
     """
     connection.ensure_connection()
     raw: Any = connection.connection
-    answer: tuple[Any, ...] | None = None
+    answer: Row | None = None
     with connection.wrap_database_errors:
         if raw.prepare_threshold != _NEVER_UNASKED:
             raw.execute(KEPT_PLANS)

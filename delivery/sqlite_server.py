@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 LENGTH = struct.Struct("!I")
 
 Parameters = Mapping[str, Any]
+Procedure = Callable[[sqlite3.Cursor, Parameters], tuple[Any, ...] | None]
 # Of a due letter's columns (delivery/statements.py), from behind.
 _STATUS, _IS_WANTED = -2, -1
 _CAMPAIGN, _IS_TEST, _ATTRIBUTES = 1, 5, 10
@@ -51,6 +52,11 @@ class Server:
         self._opened = opened
         self._sql = opened.statements
         self._connection: sqlite3.Connection | None = None
+        self._procedures: dict[str, Procedure] = {
+            "opening": self._opening,
+            "claim": self._claim,
+            "exchange": self._exchange,
+        }
 
     def connect(self) -> sqlite3.Connection:
         """Where there is no connection yet."""
@@ -70,13 +76,8 @@ class Server:
     def run(self, procedure: str, parameters: Parameters) -> tuple[Any, ...] | None:
         """What the procedure of this name answers. Whatever it raises has changed nothing, unless
         COMMIT itself raised: then nobody knows."""
-        procedures: dict[str, Callable[[sqlite3.Cursor, Parameters], tuple[Any, ...] | None]] = {
-            "opening": self._opening,
-            "claim": self._claim,
-            "exchange": self._exchange,
-        }
         with contextlib.closing(self.connect().cursor()) as cursor:
-            return procedures[procedure](cursor, parameters)
+            return self._procedures[procedure](cursor, parameters)
 
     def _opening(self, cursor: sqlite3.Cursor, parameters: Parameters) -> tuple[Any, ...] | None:
         """As ``claiming.opening`` wants it."""

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 from django.db import DEFAULT_DB_ALIAS, connections, utils
 
 from delivery import sqlite_server, statements
-from delivery.sql import Steps
+from delivery.sql import Row, Statement, Steps, run_by
 from delivery.sqlite_server import LENGTH, Opened
 from delivery.states import DeliveryStatus
 
@@ -59,14 +59,7 @@ class SQLiteSession:
         made use of. Django's errors: SQLite's, after which the connection is another, and
         OperationalError where the process ended; then whether the last was committed is unknown.
         Where the caller is cancelled it does not go on."""
-        answer: tuple[Any, ...] | None = None
-        while True:
-            try:
-                statement = steps.send(answer)
-            except StopIteration as end:
-                result: T = end.value
-                return result
-            answer = await self._ask((statement.procedure, statement.portable))
+        return await run_by(self._ask, steps)
 
     async def open(self) -> None:
         """Starts the process, so that the first statement need not wait for it; it will say what is
@@ -74,10 +67,10 @@ class SQLiteSession:
         with contextlib.suppress(utils.Error):
             await self._started()
 
-    async def _ask(self, request: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    async def _ask(self, statement: Statement) -> Row | None:
         channel = await self._started()
         try:
-            return await channel.ask(request)
+            return await channel.ask((statement.procedure, statement.portable))
         except asyncio.CancelledError:
             await self.close()
             raise
@@ -141,7 +134,7 @@ class _Channel(asyncio.Protocol):
         self._read = bytearray()
         self._waiting: deque[asyncio.Future[tuple[Any, ...]]] = deque()
 
-    async def ask(self, request: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    async def ask(self, request: tuple[Any, ...]) -> Row | None:
         """The answer; the error where it is one."""
         assert self._transport is not None
         if self.is_lost:
@@ -152,7 +145,7 @@ class _Channel(asyncio.Protocol):
         self._waiting.append(future)
         is_answer, *rest = await future
         if is_answer:
-            answer: tuple[Any, ...] | None = rest[0]
+            answer: Row | None = rest[0]
             return answer
         name, text = rest
         if (error := _ERRORS_BY_NAME.get(name)) is not None:

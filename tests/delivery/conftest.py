@@ -264,6 +264,19 @@ def in_session(use: Callable[[Session | SQLiteSession], Awaitable[T]]) -> T:
     return asyncio.run(run())
 
 
+def units_called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the units that bridges run from now on, as they come."""
+    units: list[str] = []
+    real = Bridge.call
+
+    async def call(self: Bridge, unit: Any, *arguments: Any, **keywords: Any) -> Any:
+        units.append(unit.__name__)
+        return await real(self, unit, *arguments, **keywords)
+
+    monkeypatch.setattr(Bridge, "call", call)
+    return units
+
+
 def exchange(usual: queue.Exchange) -> list[int] | None:
     """As ``queue.exchange``; on SQLite only a session can."""
     if connection.vendor == "postgresql":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -14,22 +13,18 @@ from psycopg import AsyncConnection
 
 from delivery.bridge import Bridge
 from delivery.session import Session
-from tests.delivery.conftest import asking, make_worker, rows_of, statuses
+from tests.delivery.conftest import (
+    asking,
+    in_session,
+    make_worker,
+    rows_of,
+    statuses,
+    units_called,
+)
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.postgresql]
 
 SESSION_ID = "SELECT pg_backend_pid()"
-
-
-def in_session(use: Callable[[Session], Awaitable[Any]]) -> Any:
-    async def run() -> Any:
-        session = Session()
-        try:
-            return await use(session)
-        finally:
-            await session.close()
-
-    return asyncio.run(run())
 
 
 def test_statements_run_in_one_session_of_the_same_database_each_prepared_once():
@@ -178,14 +173,7 @@ def test_behind_a_pooler_of_transactions_there_is_no_session(monkeypatch):
 def test_a_usual_campaign_is_claimed_and_written_without_the_thread(campaign, clock, monkeypatch):
     """The thread takes the place, reads the edition, and gives the place back."""
     threads = threading.active_count()
-    in_thread: list[str] = []
-    real = Bridge.call
-
-    async def call(self: Bridge, unit: Any, *arguments: Any, **keywords: Any) -> Any:
-        in_thread.append(unit.__name__)
-        return await real(self, unit, *arguments, **keywords)
-
-    monkeypatch.setattr(Bridge, "call", call)
+    in_thread = units_called(monkeypatch)
     assert asyncio.run(make_worker(clock).run_slice()).sent == 12
     assert statuses(campaign) == {"sent": 12}
     assert not {"_record_and_hand_over", "exchange", "make_up"} & {*in_thread}

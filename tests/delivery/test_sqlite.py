@@ -36,6 +36,7 @@ from tests.delivery.conftest import (
     make_unfilled,
     make_worker,
     statuses,
+    units_called,
 )
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.one_database]
@@ -193,14 +194,7 @@ def test_an_opening_is_none_where_there_is_trouble(campaign, now):
 
 
 def test_a_usual_campaign_is_claimed_and_written_beside_the_loop(campaign, clock, monkeypatch):
-    in_loop: list[str] = []
-    real = Bridge.call
-
-    async def call(self: Bridge, unit: Any, *arguments: Any, **keywords: Any) -> Any:
-        in_loop.append(unit.__name__)
-        return await real(self, unit, *arguments, **keywords)
-
-    monkeypatch.setattr(Bridge, "call", call)
+    in_loop = units_called(monkeypatch)
     assert asyncio.run(make_worker(clock).run_slice()).sent == 12
     assert statuses(campaign) == {"sent": 12}
     assert not {"_record_and_hand_over", "exchange", "make_up", "claim"} & {*in_loop}
